@@ -1,0 +1,69 @@
+// Engine: one loaded program, ready to run. It owns the compiled methods, the one copy of the weights that both share,
+// and the state slots; sessions borrow a slot each.
+//
+// Thread-safe: any number of threads may open sessions and step them; steps of one engine run one at a time.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "chat.h"
+#include "manifest.h"
+#include "result.h"
+#include "sampling.h"
+#include "tokenizer.h"
+
+namespace qwen {
+
+class Session;
+
+struct EngineOptions {
+  enum class CudaGraph { kDefault, kOn, kOff };
+  CudaGraph cuda_graph = CudaGraph::kDefault;  // without effect on a cpu program: the caller warns
+};
+
+struct LoadStats {
+  double load_ms = 0;         // folder to first possible step, digests included
+  uint64_t weight_bytes = 0;  // one copy, as bound
+  uint64_t state_bytes = 0;   // all slots
+};
+
+// One tensor that a compiled method is bound to.
+struct BoundConstant {
+  std::string method;  // "prefill" or "decode"
+  std::string name;    // fully qualified name in the exported model
+  const void* data;    // where this method reads it
+  uint64_t bytes;
+  bool is_state;
+};
+
+class Engine {
+ public:
+  // Loads and checks the program in the folder `path`. Errors: kNotFound, kCorrupt, kUnsupported, kOutOfMemory.
+  static Result<std::unique_ptr<Engine>> load(const std::string& path, const EngineOptions& options = {});
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  const Manifest& manifest() const;
+  const Tokenizer& tokenizer() const;
+  const ChatFormat& chat() const;
+  const LoadStats& load_stats() const;
+
+  // Every constant of both methods with the address its container uses.
+  std::vector<BoundConstant> bound_constants() const;
+
+  // Takes a free slot, zero-filled. Fails with kInvalidArgument when all slots are in use. The engine must outlive it.
+  Result<Session> open_session();
+
+ private:
+  friend class Session;
+  struct Impl;
+  explicit Engine(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace qwen
