@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "chat.h"
+#include "constants.h"
 #include "manifest.h"
 #include "result.h"
 #include "sampling.h"
@@ -29,15 +30,6 @@ struct LoadStats {
   double load_ms = 0;         // folder to first possible step, digests included
   uint64_t weight_bytes = 0;  // one copy, as bound
   uint64_t state_bytes = 0;   // all slots
-};
-
-// One tensor that a compiled method is bound to.
-struct BoundConstant {
-  std::string method;  // "prefill" or "decode"
-  std::string name;    // fully qualified name in the exported model
-  const void* data;    // where this method reads it
-  uint64_t bytes;
-  bool is_state;
 };
 
 class Engine {

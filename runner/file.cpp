@@ -1,0 +1,116 @@
+#include "file.h"
+
+#include <fcntl.h>
+#include <openssl/evp.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <cstring>
+#include <thread>
+#include <utility>
+#include <vector>
+
+namespace qwen {
+namespace {
+
+class FileDescriptor {
+ public:
+  explicit FileDescriptor(int fd) : fd_(fd) {}
+  ~FileDescriptor() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  FileDescriptor(const FileDescriptor&) = delete;
+  FileDescriptor& operator=(const FileDescriptor&) = delete;
+  int get() const { return fd_; }
+
+ private:
+  int fd_;
+};
+
+Error io_error(const std::string& path) {
+  const int code = errno;
+  if (code == ENOENT || code == ENOTDIR) {
+    return {ErrorCode::kNotFound, "no such file: " + path + "; give the folder of an exported program"};
+  }
+  return {ErrorCode::kIo, "cannot read " + path + ": " + std::strerror(code)};
+}
+
+}  // namespace
+
+Result<MappedFile> MappedFile::open(const std::string& path) {
+  const FileDescriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  struct stat info = {};
+  if (file.get() < 0 || ::fstat(file.get(), &info) != 0) return io_error(path);
+  if (!S_ISREG(info.st_mode)) return Error{ErrorCode::kIo, path + " is not a file; export the program again"};
+  const auto size = static_cast<size_t>(info.st_size);
+  if (size == 0) return MappedFile(nullptr, 0);
+  void* data = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, file.get(), 0);
+  if (data == MAP_FAILED) return io_error(path);
+  return MappedFile(static_cast<const std::byte*>(data), size);
+}
+
+MappedFile::MappedFile(MappedFile&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+
+MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  return *this;
+}
+
+MappedFile::~MappedFile() {
+  if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
+}
+
+Result<std::string> read_file(const std::string& path) {
+  QWEN_ASSIGN_OR_RETURN(const MappedFile file, MappedFile::open(path));
+  const auto bytes = file.bytes();
+  return std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+}
+
+std::string sha256_hex(std::span<const std::byte> bytes) {
+  unsigned char digest[EVP_MAX_MD_SIZE];
+  unsigned int length = 0;
+  if (EVP_Digest(bytes.data(), bytes.size(), digest, &length, EVP_sha256(), nullptr) != 1) return {};
+  constexpr char kDigits[] = "0123456789abcdef";
+  std::string hex;
+  for (unsigned int i = 0; i < length; ++i) {
+    hex += kDigits[digest[i] >> 4];
+    hex += kDigits[digest[i] & 15];
+  }
+  return hex;
+}
+
+Status verify_digest(std::span<const std::byte> bytes, const FileDigest& digest, const std::string& path) {
+  if (bytes.size() != digest.size) {
+    return Error{ErrorCode::kCorrupt, path + " has " + std::to_string(bytes.size()) + " bytes, the manifest says " +
+                                          std::to_string(digest.size) +
+                                          "; the program is damaged: export or copy it again"};
+  }
+  const size_t blocks = digest.sha256.size();
+  std::atomic<size_t> next = 0;
+  std::atomic<bool> intact = true;
+  const auto work = [&] {
+    for (size_t block = next++; block < blocks && intact; block = next++) {
+      const size_t begin = block * digest.block_size;
+      const size_t length = std::min<size_t>(digest.block_size, bytes.size() - begin);
+      if (sha256_hex(bytes.subspan(begin, length)) != digest.sha256[block]) intact = false;
+    }
+  };
+  const size_t threads = std::min<size_t>(blocks, std::max(1U, std::thread::hardware_concurrency()));
+  std::vector<std::jthread> helpers;
+  for (size_t i = 1; i < threads; ++i) helpers.emplace_back(work);
+  work();
+  helpers.clear();
+  if (!intact) {
+    return Error{ErrorCode::kCorrupt,
+                 path + " does not match its digest in the manifest; the program is damaged: export or copy it again"};
+  }
+  return ok_status();
+}
+
+}  // namespace qwen
