@@ -6,7 +6,7 @@ vision, multi-token prediction) are ignored, as transformers ignores keys it doe
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,16 @@ class ModelConfig:
     max_position_embeddings: int
     eos_token_ids: tuple[int, ...] = ()  # any of them ends an answer
     sampling: SamplingDefaults = SamplingDefaults()
+
+    @property
+    def attention_size(self) -> int:
+        """Columns of all query heads together."""
+        return self.num_attention_heads * self.head_dim
+
+    @property
+    def key_value_size(self) -> int:
+        """Columns of all key heads together, and of all value heads."""
+        return self.num_key_value_heads * self.head_dim
 
     @property
     def linear_key_size(self) -> int:
@@ -235,15 +245,14 @@ def _eos_token_ids(sections: list[JsonObject], vocab_size: int) -> tuple[int, ..
 
 
 def _sampling_defaults(generation: JsonObject) -> SamplingDefaults:
-    penalties = {
-        "presence_penalty": generation.number("presence_penalty", -2.0, 2.0, 0.0),
-        "repetition_penalty": generation.positive("repetition_penalty", 1.0),
-    }
+    presence_penalty = generation.number("presence_penalty", -2.0, 2.0, 0.0)
+    repetition_penalty = generation.positive("repetition_penalty", 1.0)
     # Read also when greedy, so that a mistyped value is found, and dropped: they do not change an argmax.
     temperature = generation.number("temperature", 0.0, math.inf, 1.0)
     top_k = generation.integer("top_k", 0, _DEFAULT_TOP_K)
     top_p = generation.number("top_p", 0.0, 1.0, 1.0)
     min_p = generation.number("min_p", 0.0, 1.0, 0.0)
+    greedy = SamplingDefaults(presence_penalty=presence_penalty, repetition_penalty=repetition_penalty)
     if not generation.boolean("do_sample", False):
-        return SamplingDefaults(**penalties)
-    return SamplingDefaults(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, **penalties)
+        return greedy
+    return replace(greedy, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
