@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "result.h"
 #include "sampling.h"
@@ -28,7 +29,9 @@ class Session {
   // Errors: kInvalidArgument (no tokens, an id outside the vocabulary, more than max_seq_len positions), kInternal.
   Result<int64_t> run(std::span<const int64_t> tokens, const SamplingOptions& sampling, int64_t chunk = 0);
 
-  // Logits [vocab_size] after the last run(), float32; valid until the engine's next step.
+  // Whether run() copies the logits out for logits(); off at first, since a copy of [vocab_size] a step is not free.
+  void keep_logits(bool keep);
+  // Logits [vocab_size] float32 of the last run(); valid until the next. Error: kInvalidArgument unless kept.
   Result<std::span<const float>> logits() const;
 
   // Zero-fills the slot and returns to position 0; clears a poisoned session.
@@ -51,6 +54,8 @@ class Session {
   int64_t position_ = 0;
   int64_t generated_from_ = INT64_MAX;
   bool poisoned_ = false;
+  bool keep_logits_ = false;
+  std::vector<float> logits_;
 };
 
 }  // namespace qwen
