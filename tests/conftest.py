@@ -1,4 +1,4 @@
-"""Fixtures of all tests. This file also puts its folder on the path, for the helpers that lie in it."""
+"""Fixtures of all tests."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +8,8 @@ import pytest
 
 @pytest.fixture(scope="session")
 def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of the random checkpoint of a name in `random_checkpoints.SPECS`; read only, written once."""
-    from random_checkpoints import make_checkpoint
+    """Gives the folder of the checkpoint `random_checkpoints.SPECS[name]`: written once, not to be changed."""
+    from tests.random_checkpoints import make_checkpoint  # transformers takes seconds to import
 
     paths: dict[str, Path] = {}
 

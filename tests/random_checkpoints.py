@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from random_tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, TOKENIZER_SIZE, tokenizer_json
 from safetensors.torch import save_file
 from transformers import Qwen3_5MoeForCausalLM, Qwen3_5MoeTextConfig, Qwen3_5MoeVisionConfig
+
+from tests.random_tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, TOKENIZER_SIZE, tokenizer_json
 
 LOGIT_DEVIATION = 3.0
 
@@ -145,7 +146,7 @@ def hf_model(path: Path, dtype: torch.dtype = torch.float32) -> Qwen3_5MoeForCau
 @torch.no_grad()
 def hf_greedy(model: Qwen3_5MoeForCausalLM, prompt_ids: list[int], n: int) -> tuple[list[int], torch.Tensor]:
     """The `n` tokens that greedy decoding adds to the prompt, none ending it, and their logits f32 [n, V]."""
-    # transformers has no cache for a model without a full attention layer: each step sees the whole text again.
+    # transformers has no cache for a model without a full attention layer: every step gets the whole text.
     cached = "full_attention" in model.config.layer_types
     tokens: list[int] = []
     logits = torch.empty(n, model.config.vocab_size)
