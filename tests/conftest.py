@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Gives the folder of the checkpoint `random_checkpoints.SPECS[name]`: written once, not to be changed."""
+    """Gives the folder of the checkpoint `random_checkpoints.SPECS[name]`: written once, read only."""
     from tests.random_checkpoints import make_checkpoint  # transformers takes seconds to import
 
     paths: dict[str, Path] = {}
