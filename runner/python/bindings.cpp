@@ -1,0 +1,250 @@
+// qwen_runner._core: the runner as Python sees it. No logic, only conversions; the GIL is released while the model runs.
+
+#include <pybind11/functional.h>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <nlohmann/json.hpp>
+
+#include "chat.h"
+#include "conversions.h"
+#include "engine.h"
+#include "file.h"
+#include "generate.h"
+#include "options.h"
+#include "session.h"
+#include "stats.h"
+#include "tokenizer.h"
+
+namespace py = pybind11;
+
+namespace qwen::python {
+namespace {
+
+using Messages = std::vector<std::pair<std::string, std::string>>;
+
+struct Cancel {
+  CancelFlag flag = false;
+};
+
+std::vector<ChatMessage> to_messages(const Messages& pairs) {
+  std::vector<ChatMessage> messages;
+  for (const auto& [role, content] : pairs) messages.push_back({role, content});
+  return messages;
+}
+
+// UTF-8, or any bytes.
+std::string to_text(const py::object& text) {
+  if (py::isinstance<py::bytes>(text)) return text.cast<py::bytes>();
+  if (!py::isinstance<py::str>(text)) throw py::type_error("a text must be str or bytes");
+  // A lone surrogate has no UTF-8; it is read as any other damage to a text.
+  PyObject* bytes = PyUnicode_AsEncodedString(text.ptr(), "utf-8", "surrogatepass");
+  if (bytes == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::bytes>(bytes);
+}
+
+py::dict to_dict(const Timings& timings) {
+  py::dict dict;
+  dict["load_ms"] = timings.load_ms;
+  dict["ttft_ms"] = timings.ttft_ms;
+  dict["prefill_tokens_per_second"] = timings.prefill_tokens_per_second;
+  dict["decode_tokens_per_second"] = timings.decode_tokens_per_second;
+  return dict;
+}
+
+py::dict to_dict(const Generation& generation) {
+  py::dict dict;
+  dict["text"] = generation.text;
+  dict["tokens"] = generation.tokens;
+  dict["prompt_tokens"] = generation.prompt_tokens;
+  dict["finish_reason"] = to_string(generation.finish_reason);
+  dict["seed"] = generation.seed;
+  dict["timings"] = to_dict(generation.timings);
+  dict["logprobs"] = generation.logprobs;
+  return dict;
+}
+
+GenerateOptions to_options(const Engine& engine, const py::dict& values) {
+  nlohmann::json json = nlohmann::json::object();
+  for (const auto& [name, value] : values) json[name.cast<std::string>()] = to_json(value);
+  return unwrap(make_generate_options(engine.manifest(), json));
+}
+
+// Opens a session for one answer. `on_piece` is called with the GIL; what it raises ends the answer and is raised again.
+py::dict generate_answer(Engine& engine, const std::vector<int64_t>& prompt, const py::dict& values,
+                         const py::object& on_piece, const Cancel& cancel) {
+  const GenerateOptions options = to_options(engine, values);
+  std::exception_ptr raised;
+  const PieceCallback callback = [&](std::string_view piece) {
+    const py::gil_scoped_acquire gil;
+    try {
+      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+      if (!on_piece.is_none()) on_piece(py::str(piece.data(), piece.size()));
+      return true;
+    } catch (...) {
+      raised = std::current_exception();
+      return false;
+    }
+  };
+  Result<Generation> generation = [&]() -> Result<Generation> {
+    const py::gil_scoped_release release;
+    QWEN_ASSIGN_OR_RETURN(Session session, engine.open_session());
+    return generate(engine, session, prompt, options, callback, &cancel.flag);
+  }();
+  if (raised) std::rethrow_exception(raised);
+  return to_dict(unwrap(std::move(generation)));
+}
+
+py::list option_list() {
+  py::list list;
+  for (const OptionSpec& option : generation_options()) {
+    py::dict entry;
+    entry["name"] = option.name;
+    entry["help"] = option.help;
+    entry["allowed"] = option.allowed;
+    list.append(entry);
+  }
+  return list;
+}
+
+void bind_engine(py::module_& module) {
+  py::class_<Cancel>(module, "Cancel").def(py::init<>()).def("set", [](Cancel& cancel) { cancel.flag = true; });
+
+  py::class_<Engine>(module, "Engine")
+      .def(py::init([](const std::string& path) {
+             auto engine = [&] {
+               const py::gil_scoped_release release;
+               return Engine::load(path);
+             }();
+             return unwrap(std::move(engine));
+           }),
+           py::arg("path"))
+      .def("generate", &generate_answer, py::arg("prompt"), py::arg("options"), py::arg("on_piece"),
+           py::arg("cancel"))
+      .def("open_session", [](Engine& engine) { return unwrap(engine.open_session()); }, py::keep_alive<0, 1>())
+      .def(
+          "tokenize",
+          [](const Engine& engine, const py::object& text, bool parse_special) {
+            return engine.tokenizer().encode(to_text(text), parse_special);
+          },
+          py::arg("text"), py::arg("parse_special"))
+      .def(
+          "detokenize",
+          [](const Engine& engine, const std::vector<int64_t>& tokens, bool skip_special) {
+            return engine.tokenizer().decode(tokens, skip_special);
+          },
+          py::arg("tokens"), py::arg("skip_special"))
+      .def(
+          "encode_chat",
+          [](const Engine& engine, const Messages& messages, bool thinking, bool add_generation_prompt) {
+            return unwrap(encode_chat(engine, to_messages(messages), thinking, add_generation_prompt));
+          },
+          py::arg("messages"), py::arg("thinking"), py::arg("add_generation_prompt"))
+      .def("bound_constants",
+           [](const Engine& engine) {
+             py::list list;
+             for (const BoundConstant& constant : engine.bound_constants()) {
+               list.append(py::make_tuple(constant.method, constant.name,
+                                          reinterpret_cast<uintptr_t>(constant.data), constant.bytes,
+                                          constant.is_state));
+             }
+             return list;
+           })
+      .def_property_readonly("max_seq_len", [](const Engine& engine) { return engine.manifest().max_seq_len; })
+      .def_property_readonly("vocab_size", [](const Engine& engine) { return engine.manifest().vocab_size; })
+      .def_property_readonly("chunk", [](const Engine& engine) { return engine.manifest().chunk; })
+      .def_property_readonly("slots", [](const Engine& engine) { return engine.manifest().slots; })
+      .def_property_readonly("eos_token_ids", [](const Engine& engine) { return engine.manifest().eos_token_ids; })
+      .def_property_readonly("thinking_by_default",
+                             [](const Engine& engine) { return engine.chat().thinking_by_default(); })
+      .def_property_readonly("load_ms", [](const Engine& engine) { return engine.load_stats().load_ms; })
+      .def_property_readonly("memory", [](const Engine& engine) {
+        const MemoryUsage memory = measure_memory(engine.load_stats());
+        py::dict dict;
+        dict["peak_resident_bytes"] = memory.peak_resident_bytes;
+        dict["resident_bytes"] = memory.resident_bytes;
+        dict["weight_bytes"] = memory.weight_bytes;
+        dict["state_bytes"] = memory.state_bytes;
+        return dict;
+      });
+}
+
+void bind_session(py::module_& module) {
+  py::class_<Session>(module, "Session")
+      .def(
+          "run",
+          [](Session& session, const Engine& engine, const std::vector<int64_t>& tokens, const py::dict& options,
+             int64_t chunk) {
+            const SamplingOptions sampling = to_options(engine, options).sampling;
+            Result<int64_t> next = [&] {
+              const py::gil_scoped_release release;
+              return session.run(tokens, sampling, chunk);
+            }();
+            return unwrap(std::move(next));
+          },
+          py::arg("engine"), py::arg("tokens"), py::arg("options"), py::arg("chunk") = 0)
+      .def("keep_logits", &Session::keep_logits, py::arg("keep"))
+      .def("logits",
+           [](const Session& session) {
+             const auto logits = unwrap(session.logits());
+             return py::array_t<float>(static_cast<py::ssize_t>(logits.size()), logits.data());
+           })
+      .def(
+          "state",
+          [](py::object self, const char* name) {
+            const auto bytes = unwrap(self.cast<Session&>().state(name));
+            // A view: tests write to it.
+            return py::array_t<uint8_t>(static_cast<py::ssize_t>(bytes.size()),
+                                        reinterpret_cast<uint8_t*>(bytes.data()), self);
+          },
+          py::arg("name"))
+      .def("reset", [](Session& session) { unwrap(session.reset()); })
+      .def("set_generated_from", &Session::set_generated_from, py::arg("position"))
+      .def_property_readonly("position", &Session::position)
+      .def_property_readonly("slot", &Session::slot);
+}
+
+void bind_tokenizer(py::module_& module) {
+  py::class_<Tokenizer>(module, "Tokenizer")
+      .def(py::init([](const std::string& path) {
+             return unwrap(Tokenizer::from_json(unwrap(read_file(path)), path));
+           }),
+           py::arg("path"))
+      .def(
+          "encode",
+          [](const Tokenizer& tokenizer, const py::object& text, bool parse_special) {
+            return tokenizer.encode(to_text(text), parse_special);
+          },
+          py::arg("text"), py::arg("parse_special") = false)
+      .def(
+          "decode",
+          [](const Tokenizer& tokenizer, const std::vector<int64_t>& ids, bool skip_special) {
+            return tokenizer.decode(ids, skip_special);
+          },
+          py::arg("ids"), py::arg("skip_special") = true);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, module) {
+  module.doc() = "The C++ runner; use qwen_runner.Runner instead.";
+  module.attr("__version__") = QWEN_VERSION;
+  bind_engine(module);
+  bind_session(module);
+  bind_tokenizer(module);
+  module.def("generation_options", &option_list);
+  module.def(
+      "render_chat",
+      [](const std::string& pieces, const Messages& messages, bool thinking, bool add_generation_prompt) {
+        const auto format = unwrap(ChatFormat::from_json(nlohmann::json::parse(pieces)));
+        std::string text;
+        for (const auto& segment : unwrap(format.render(to_messages(messages), thinking, add_generation_prompt))) {
+          text += segment.text;
+        }
+        return text;
+      },
+      py::arg("pieces"), py::arg("messages"), py::arg("thinking"), py::arg("add_generation_prompt"));
+}
+
+}  // namespace qwen::python

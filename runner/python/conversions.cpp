@@ -1,0 +1,54 @@
+#include "conversions.h"
+
+#include <string>
+
+namespace qwen::python {
+
+namespace py = pybind11;
+
+nlohmann::json to_json(const py::handle& value) {
+  if (value.is_none()) return nullptr;
+  if (py::isinstance<py::bool_>(value)) return value.cast<bool>();
+  if (py::isinstance<py::str>(value)) return value.cast<std::string>();
+  if (py::isinstance<py::float_>(value)) return value.cast<double>();
+  if (PyIndex_Check(value.ptr()) != 0) {
+    const auto integer = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()));
+    if (!integer) throw py::error_already_set();
+    const int64_t number = PyLong_AsLongLong(integer.ptr());
+    if (number == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+    return number;
+  }
+  if (py::isinstance<py::list>(value) || py::isinstance<py::tuple>(value)) {
+    nlohmann::json list = nlohmann::json::array();
+    for (const py::handle item : value) list.push_back(to_json(item));
+    return list;
+  }
+  if (py::hasattr(value, "__float__")) return py::float_(py::reinterpret_borrow<py::object>(value)).cast<double>();
+  throw py::type_error("an option cannot be a " + py::str(py::type::of(value).attr("__name__")).cast<std::string>());
+}
+
+void raise(const Error& error) {
+  PyObject* type = PyExc_RuntimeError;
+  switch (error.code) {
+    case ErrorCode::kInvalidArgument:
+      type = PyExc_ValueError;
+      break;
+    case ErrorCode::kNotFound:
+      type = PyExc_FileNotFoundError;
+      break;
+    case ErrorCode::kOutOfMemory:
+      type = PyExc_MemoryError;
+      break;
+    case ErrorCode::kIo:
+      type = PyExc_OSError;
+      break;
+    case ErrorCode::kCorrupt:
+    case ErrorCode::kUnsupported:
+    case ErrorCode::kInternal:
+      break;
+  }
+  PyErr_SetString(type, error.message.c_str());
+  throw py::error_already_set();
+}
+
+}  // namespace qwen::python

@@ -1,0 +1,258 @@
+"""The Python front end of the C++ runner."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, Unpack, cast
+
+from . import _core
+from .chat_jinja import ChatTemplate
+from .generation import FinishReason, GenerateOptions, Generation, Timings
+
+Prompt = str | bytes | Sequence[int]
+
+
+def generate(
+    program: str | PathLike[str] | Runner, prompt: Prompt, **options: Unpack[GenerateOptions]
+) -> Generation:
+    """Answers one prompt. `program` is an exported program's folder, loaded for this call, or a `Runner`.
+
+    Options and errors are those of `Runner.generate`.
+    """
+    if isinstance(program, Runner):
+        return program.generate(prompt, **options)
+    with Runner(program) as runner:
+        return runner.generate(prompt, **options)
+
+
+class Runner:
+    """A loaded program. Use it as a context manager, or `close()` it.
+
+    Thread-safe: answers asked for at the same time each take a state slot of the program and are computed in turns, a
+    token at a time.
+
+    Raises FileNotFoundError where the folder or a file is missing, RuntimeError where the program is damaged or made for
+    another target, MemoryError, OSError.
+    """
+
+    def __init__(self, program: str | PathLike[str]) -> None:
+        self._path = Path(program)
+        self._engine: _core.Engine | None = _core.Engine(str(self._path))
+        self._lock = threading.Lock()
+        self._running: set[_core.Cancel] = set()
+        self._template: ChatTemplate | None = None
+        self._added_tokens: list[str] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancels what runs and lets go of the program; its memory is freed when the last answer has ended."""
+        self.cancel()
+        self._engine = None
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        on_piece: Callable[[str], None] | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Generation:
+        """Answers `prompt`: text, in which special tokens are not recognized, or token ids.
+
+        `on_piece` is called with every piece of text as it comes. Raises ValueError for an option, a prompt that is
+        empty or a prompt that does not fit, naming the value and what is allowed; TypeError for an option's type.
+        """
+        return self._generate(self._encode(prompt), on_piece, _core.Cancel(), options)
+
+    def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Stream:
+        """The answer as an iterator of pieces of text; its `result` is the `Generation` when the last was taken.
+
+        Errors are those of `generate`, raised by the iteration.
+        """
+        return self._stream(self._encode(prompt), options)
+
+    async def astream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> AsyncIterator[str]:
+        """`stream` for asyncio: waiting for a piece does not block the event loop."""
+        with self.stream(prompt, **options) as pieces:
+            while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+                yield piece
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        thinking: bool | None = None,
+        on_piece: Callable[[str], None] | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Generation:
+        """Answers a conversation through the checkpoint's own chat template.
+
+        `messages` are dictionaries with `role` and `content`, `tools` JSON schemas; `thinking=None` leaves it to the
+        template. Special tokens are recognized where the template wrote them, not in what a message says. Raises
+        ValueError where the program has no template or the template refuses, else as `generate`.
+        """
+        tokens = self.encode_chat(messages, tools=tools, thinking=thinking)
+        return self._generate(tokens, on_piece, _core.Cancel(), options)
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        thinking: bool | None = None,
+        add_generation_prompt: bool = True,
+    ) -> list[int]:
+        """The token ids of a conversation as `chat` feeds them; arguments and errors are those of `chat`."""
+        if self._template is None:
+            template = ChatTemplate.load(self._path)
+            if template is None:
+                raise ValueError(f"{self._path} has no chat template; use generate() with a whole prompt")
+            tokenizer = json.loads((self._path / "tokenizer.json").read_text(encoding="utf-8"))
+            self._added_tokens = [token["content"] for token in tokenizer.get("added_tokens", [])]
+            self._template = template
+        segments = self._template.render_segments(
+            messages,
+            tools,
+            added_tokens=self._added_tokens,
+            enable_thinking=thinking,
+            add_generation_prompt=add_generation_prompt,
+        )
+        engine = self._loaded()
+        return [token for text, special in segments for token in engine.tokenize(text, special)]
+
+    def tokenize(self, text: str | bytes, *, parse_special: bool = False) -> list[int]:
+        """Token ids of `text`; with `parse_special`, special tokens in it are recognized."""
+        return self._loaded().tokenize(text, parse_special)
+
+    def detokenize(self, tokens: Sequence[int], *, skip_special: bool = True) -> str:
+        """The text of token ids."""
+        return self._loaded().detokenize(list(tokens), skip_special)
+
+    def cancel(self) -> None:
+        """Ends every answer that is being generated, from any thread; they finish with reason "cancelled"."""
+        with self._lock:
+            for cancel in self._running:
+                cancel.set()
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes: peak_resident_bytes and resident_bytes of the process, weight_bytes and state_bytes of the program."""
+        return self._loaded().memory
+
+    @property
+    def max_seq_len(self) -> int:
+        """Tokens that a prompt and its answer may have together."""
+        return self._loaded().max_seq_len
+
+    def _loaded(self) -> _core.Engine:
+        if self._engine is None:
+            raise ValueError("the runner is closed; make a new one")
+        return self._engine
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str | bytes):
+            return self._loaded().tokenize(prompt, False)
+        return list(prompt)
+
+    def _stream(self, tokens: list[int], options: GenerateOptions) -> Stream:
+        cancel = _core.Cancel()
+
+        def run(on_piece: Callable[[str], None]) -> Generation:
+            return self._generate(tokens, on_piece, cancel, options)
+
+        return Stream(run, cancel.set)
+
+    def _generate(
+        self,
+        tokens: list[int],
+        on_piece: Callable[[str], None] | None,
+        cancel: _core.Cancel,
+        options: GenerateOptions,
+    ) -> Generation:
+        with self._lock:
+            engine = self._loaded()
+            self._running.add(cancel)
+        try:
+            answer = engine.generate(tokens, cast(dict[str, Any], options), on_piece, cancel)
+        finally:
+            with self._lock:
+                self._running.discard(cancel)
+        return Generation(
+            text=answer["text"],
+            tokens=answer["tokens"],
+            prompt_tokens=answer["prompt_tokens"],
+            finish_reason=cast(FinishReason, answer["finish_reason"]),
+            seed=answer["seed"],
+            timings=Timings(**answer["timings"]),
+            logprobs=answer["logprobs"] if options.get("logprobs") else None,
+        )
+
+
+class Stream(Iterator[str]):
+    """Pieces of an answer as they come. Leaving the `with` block, `close()` or dropping it cancels the answer."""
+
+    def __init__(self, run: Callable[[Callable[[str], None]], Generation], cancel: Callable[[], None]) -> None:
+        self.result: Generation | None = None
+        """The whole answer, once the iteration has ended."""
+        self._cancel = cancel
+        self._pieces: queue.SimpleQueue[str | Generation | BaseException] = queue.SimpleQueue()
+        self._done = False
+        self._thread = threading.Thread(target=_produce, args=(run, self._pieces), daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        if self._done:
+            raise StopIteration
+        item = self._pieces.get()
+        if isinstance(item, str):
+            return item
+        self._done = True
+        self._thread.join()
+        if isinstance(item, BaseException):
+            raise item
+        self.result = item
+        raise StopIteration
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancels the answer and waits until the runner has let go of it."""
+        self._cancel()
+        self._thread.join()
+        self._done = True
+
+    def __del__(self) -> None:
+        self._cancel()
+
+
+def _produce(
+    run: Callable[[Callable[[str], None]], Generation],
+    pieces: queue.SimpleQueue[str | Generation | BaseException],
+) -> None:
+    try:
+        pieces.put(run(pieces.put))
+    except BaseException as error:
+        pieces.put(error)
