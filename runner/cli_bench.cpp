@@ -1,0 +1,185 @@
+#include "cli_bench.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cli_engine.h"
+#include "cli_flags.h"
+#include "cli_output.h"
+#include "engine.h"
+#include "generate.h"
+#include "session.h"
+#include "stats.h"
+
+namespace qwen::cli {
+namespace {
+
+using nlohmann::json;
+
+struct Plan {
+  int64_t prompt_tokens = 512;
+  int64_t new_tokens = 128;
+  int64_t repetitions = 5;
+};
+
+struct Samples {
+  const char* name;  // of the field of Timings and in the JSON
+  const char* label;
+  const char* unit;
+  double Timings::*field;
+  std::vector<double> values = {};
+
+  double mean() const {
+    return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+  }
+  // Of the sample, so 0 is all that one value can say.
+  double deviation() const {
+    const double center = mean();
+    double squares = 0;
+    for (const double value : values) {
+      squares += (value - center) * (value - center);
+    }
+    return values.size() < 2 ? 0 : std::sqrt(squares / static_cast<double>(values.size() - 1));
+  }
+};
+
+std::vector<int64_t> random_prompt(int64_t count, int64_t vocab_size) {
+  std::mt19937_64 random(0);
+  std::vector<int64_t> ids(static_cast<size_t>(count));
+  for (int64_t& id : ids) {
+    id = static_cast<int64_t>(random() % static_cast<uint64_t>(vocab_size));
+  }
+  return ids;
+}
+
+// Lengths not asked for shrink to what the program holds; those asked for must fit.
+Status fit(Plan& plan, bool prompt_given, bool new_given, int64_t max_seq_len) {
+  if (!new_given) {
+    const int64_t room = prompt_given ? max_seq_len - plan.prompt_tokens : max_seq_len / 2;
+    plan.new_tokens = std::clamp<int64_t>(room, 1, plan.new_tokens);
+  }
+  if (!prompt_given) {
+    plan.prompt_tokens = std::clamp<int64_t>(max_seq_len - plan.new_tokens, 1, plan.prompt_tokens);
+  }
+  if (plan.prompt_tokens > max_seq_len - plan.new_tokens) {
+    return Error{ErrorCode::kInvalidArgument,
+                 "--prompt_tokens " + std::to_string(plan.prompt_tokens) + " and --new_tokens " +
+                     std::to_string(plan.new_tokens) + " are more than the " + std::to_string(max_seq_len) +
+                     " tokens that the program holds: lower them, or export with a larger --max-seq-len"};
+  }
+  return ok_status();
+}
+
+Status measure(Engine& engine, const Plan& plan, std::vector<Samples>& samples) {
+  QWEN_ASSIGN_OR_RETURN(Session session, engine.open_session());
+  const std::vector<int64_t> prompt = random_prompt(plan.prompt_tokens, engine.manifest().vocab_size);
+  GenerateOptions options;
+  options.max_new_tokens = plan.new_tokens;
+  options.ignore_eos = true;
+  for (int64_t i = -1; i < plan.repetitions; ++i) {
+    QWEN_ASSIGN_OR_RETURN(const Generation generation, generate(engine, session, prompt, options));
+    for (Samples& sample : samples) {
+      if (i >= 0) {
+        sample.values.push_back(generation.timings.*sample.field);
+      }
+    }
+  }
+  return ok_status();
+}
+
+json report_json(const Engine& engine, const Plan& plan, const std::vector<Samples>& samples) {
+  const Manifest& manifest = engine.manifest();
+  json report = {{"program", manifest.name},
+                 {"device", manifest.device},
+                 {"isa", manifest.isa},
+                 {"dtype", manifest.dtype},
+                 {"quantization", manifest.quantization},
+                 {"prompt_tokens", plan.prompt_tokens},
+                 {"new_tokens", plan.new_tokens},
+                 {"repetitions", plan.repetitions},
+                 {"load_ms", engine.load_stats().load_ms},
+                 {"memory", memory_json(measure_memory(engine.load_stats()))}};
+  for (const Samples& sample : samples) {
+    report[sample.name] = {
+        {"mean", sample.mean()}, {"deviation", sample.deviation()}, {"values", sample.values}};
+  }
+  return report;
+}
+
+template <typename... Values>
+std::string line(const char* pattern, Values... values) {
+  char text[160];
+  std::snprintf(text, sizeof text, pattern, values...);
+  return std::string(text) + "\n";
+}
+
+std::string report_table(const Engine& engine, const Plan& plan, const std::vector<Samples>& samples) {
+  const Manifest& manifest = engine.manifest();
+  const MemoryUsage memory = measure_memory(engine.load_stats());
+  constexpr double kMebibyte = 1 << 20;
+  std::string text = manifest.name + ", " + manifest.device + ", " + manifest.dtype + ", " +
+                     manifest.quantization.value("scheme", "none") + "\n";
+  text += line("prompt of %lld tokens, %lld new tokens, %lld repetitions after one to warm up\n",
+               static_cast<long long>(plan.prompt_tokens), static_cast<long long>(plan.new_tokens),
+               static_cast<long long>(plan.repetitions));
+  text += line("%-14s %12s %12s  %s", "", "mean", "deviation", "unit");
+  for (const Samples& sample : samples) {
+    text += line("%-14s %12.2f %12.2f  %s", sample.label, sample.mean(), sample.deviation(), sample.unit);
+  }
+  text += line("%-14s %12.2f %12s  %s", "load", engine.load_stats().load_ms, "", "ms");
+  text += line("%-14s %12.2f %12s  %s", "peak memory",
+               static_cast<double>(memory.peak_resident_bytes) / kMebibyte, "", "MiB");
+  text += line("%-14s %12.2f %12s  %s", "weights", static_cast<double>(memory.weight_bytes) / kMebibyte, "",
+               "MiB");
+  text +=
+      line("%-14s %12.2f %12s  %s", "state", static_cast<double>(memory.state_bytes) / kMebibyte, "", "MiB");
+  return text;
+}
+
+}  // namespace
+
+BenchCommand::BenchCommand(CLI::App& app)
+    : program_(add_program(app)),
+      prompt_tokens_(add_value(app, "prompt_tokens", "INTEGER", "Length of the prompt (512, or what fits)")),
+      new_tokens_(add_value(app, "new_tokens", "INTEGER", "Tokens to generate (128, or what fits)")),
+      repetitions_(add_value(app, "repetitions", "INTEGER", "Answers to measure (5)")),
+      cuda_graph_(add_cuda_graph(app)),
+      json_(add_switch(app, "json", "Print one JSON object instead of a table")) {}
+
+Result<int> BenchCommand::run() const {
+  Plan plan;
+  QWEN_ASSIGN_OR_RETURN(const auto prompt_tokens, given_integer(*prompt_tokens_, 1));
+  QWEN_ASSIGN_OR_RETURN(const auto new_tokens, given_integer(*new_tokens_, 1));
+  QWEN_ASSIGN_OR_RETURN(const auto repetitions, given_integer(*repetitions_, 1));
+  QWEN_ASSIGN_OR_RETURN(const EngineOptions load_options, engine_options(*cuda_graph_));
+  QWEN_ASSIGN_OR_RETURN(const auto as_json, given_switch(*json_));
+  QWEN_ASSIGN_OR_RETURN(const std::string folder, given_program(*program_));
+  plan.prompt_tokens = prompt_tokens.value_or(plan.prompt_tokens);
+  plan.new_tokens = new_tokens.value_or(plan.new_tokens);
+  plan.repetitions = repetitions.value_or(plan.repetitions);
+
+  QWEN_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine,
+                        load_engine(folder, load_options, /*quiet=*/false));
+  QWEN_RETURN_IF_ERROR(
+      fit(plan, prompt_tokens.has_value(), new_tokens.has_value(), engine->manifest().max_seq_len));
+  std::vector<Samples> samples = {
+      {"prefill_tokens_per_second", "prefill", "tok/s", &Timings::prefill_tokens_per_second},
+      {"decode_tokens_per_second", "decode", "tok/s", &Timings::decode_tokens_per_second},
+      {"ttft_ms", "first token", "ms", &Timings::ttft_ms}};
+  QWEN_RETURN_IF_ERROR(measure(*engine, plan, samples));
+  Output output;
+  if (as_json.value_or(false)) {
+    output.write_json(report_json(*engine, plan, samples), /*indent=*/2);
+  } else {
+    output.write(report_table(*engine, plan, samples));
+  }
+  QWEN_RETURN_IF_ERROR(output.status());
+  return 0;
+}
+
+}  // namespace qwen::cli
