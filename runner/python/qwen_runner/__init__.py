@@ -1,9 +1,11 @@
-"""Runs Qwen3.5-MoE programs: `generate()` for one answer, `Runner` for many. `qwen_runner.export` makes programs."""
+"""Runs Qwen3.5-MoE programs: `generate()` for one answer, `Runner` for many. `qwen_runner.export` makes
+programs.
+"""
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .generation import Generation, GenerateOptions, Timings
+    from .generation import GenerateOptions, Generation, Timings
     from .runner import Runner, Stream, generate
 
 __all__ = ["GenerateOptions", "Generation", "Runner", "Stream", "Timings", "generate"]

@@ -12,7 +12,8 @@ FinishReason = Literal["stop", "length", "cancelled"]
 class GenerateOptions(TypedDict, total=False):
     """The keyword arguments of a generation; what is left out is the program's default.
 
-    The runner's own table of options (`qwen_runner --help` prints it) is what these mirror; a test holds the two equal.
+    The runner's own table of options (`qwen_runner --help` prints it) is what these mirror; a test holds the
+    two equal.
     """
 
     max_new_tokens: int
@@ -67,4 +68,6 @@ class Generation:
     """The seed that was used."""
     timings: Timings
     logprobs: list[float] | None = None
-    """Natural logarithms, one a token, if asked for: of the softmax before temperature, penalties and filters."""
+    """Natural logarithms, one a token, if asked for: of the softmax before temperature, penalties and
+    filters.
+    """

@@ -35,11 +35,11 @@ def generate(
 class Runner:
     """A loaded program. Use it as a context manager, or `close()` it.
 
-    Thread-safe: answers asked for at the same time each take a state slot of the program and are computed in turns, a
-    token at a time.
+    Thread-safe: answers asked for at the same time each take a state slot of the program and are computed in
+    turns, a token at a time.
 
-    Raises FileNotFoundError where the folder or a file is missing, RuntimeError where the program is damaged or made for
-    another target, MemoryError, OSError.
+    Raises FileNotFoundError where the folder or a file is missing, RuntimeError where the program is damaged
+    or made for another target, MemoryError, OSError.
     """
 
     def __init__(self, program: str | PathLike[str]) -> None:
@@ -59,7 +59,7 @@ class Runner:
         self.close()
 
     def close(self) -> None:
-        """Cancels what runs and lets go of the program; its memory is freed when the last answer has ended."""
+        """Cancels what runs and lets go of the program, whose memory is freed when the last answer ends."""
         self.cancel()
         self._engine = None
 
@@ -72,13 +72,15 @@ class Runner:
     ) -> Generation:
         """Answers `prompt`: text, in which special tokens are not recognized, or token ids.
 
-        `on_piece` is called with every piece of text as it comes. Raises ValueError for an option, a prompt that is
-        empty or a prompt that does not fit, naming the value and what is allowed; TypeError for an option's type.
+        `on_piece` is called with every piece of text as it comes. Raises ValueError for an option, a prompt
+        that is empty or a prompt that does not fit, naming the value and what is allowed; TypeError for an
+        option's type.
         """
         return self._generate(self._encode(prompt), on_piece, _core.Cancel(), options)
 
     def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Stream:
-        """The answer as an iterator of pieces of text; its `result` is the `Generation` when the last was taken.
+        """The answer as an iterator of pieces of text; its `result` is the `Generation` when the last was
+        taken.
 
         Errors are those of `generate`, raised by the iteration.
         """
@@ -101,9 +103,9 @@ class Runner:
     ) -> Generation:
         """Answers a conversation through the checkpoint's own chat template.
 
-        `messages` are dictionaries with `role` and `content`, `tools` JSON schemas; `thinking=None` leaves it to the
-        template. Special tokens are recognized where the template wrote them, not in what a message says. Raises
-        ValueError where the program has no template or the template refuses, else as `generate`.
+        `messages` are dictionaries with `role` and `content`, `tools` JSON schemas; `thinking=None` leaves it
+        to the template. Special tokens are recognized where the template wrote them, not in what a message
+        says. Raises ValueError where the program has no template or the template refuses, else as `generate`.
         """
         tokens = self.encode_chat(messages, tools=tools, thinking=thinking)
         return self._generate(tokens, on_piece, _core.Cancel(), options)
@@ -150,7 +152,9 @@ class Runner:
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes: peak_resident_bytes and resident_bytes of the process, weight_bytes and state_bytes of the program."""
+        """Bytes: peak_resident_bytes and resident_bytes of the process, weight_bytes and state_bytes of the
+        program.
+        """
         return self._loaded().memory
 
     @property
@@ -203,9 +207,13 @@ class Runner:
 
 
 class Stream(Iterator[str]):
-    """Pieces of an answer as they come. Leaving the `with` block, `close()` or dropping it cancels the answer."""
+    """Pieces of an answer as they come. Leaving the `with` block, `close()` or dropping it cancels the
+    answer.
+    """
 
-    def __init__(self, run: Callable[[Callable[[str], None]], Generation], cancel: Callable[[], None]) -> None:
+    def __init__(
+        self, run: Callable[[Callable[[str], None]], Generation], cancel: Callable[[], None]
+    ) -> None:
         self.result: Generation | None = None
         """The whole answer, once the iteration has ended."""
         self._cancel = cancel
