@@ -136,15 +136,13 @@ def _derive(probe: _Probe, added_tokens: Sequence[str]) -> ChatPieces:
 
 def _cut_start(text: str, start: str, where: str) -> str:
     if not text.startswith(start):
-        raise _InexpressibleError(
-            f"the chat template writes {text!r} between {where}: no {start!r} at the start"
-        )
+        raise _InexpressibleError(f"the chat template writes {text!r} between {where}, not {start!r} first")
     return text.removeprefix(start)
 
 
 def _cut_end(text: str, end: str, where: str) -> str:
     if not text.endswith(end):
-        raise _InexpressibleError(f"the chat template writes {text!r} between {where}: no {end!r} at the end")
+        raise _InexpressibleError(f"the chat template writes {text!r} between {where}, not {end!r} last")
     return text.removesuffix(end)
 
 
