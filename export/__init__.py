@@ -1,0 +1,65 @@
+"""Checkpoint in, program out: turns a Hugging Face Qwen3.5-MoE checkpoint into what the runner loads."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from .errors import ExportError
+from .options import ExportOptions
+
+__all__ = ["ExportError", "ExportOptions", "export_program"]
+
+
+def export_program(
+    checkpoint: str | Path, output: str | Path, *, progress: bool = False, **options: Any
+) -> Path:
+    """Exports the checkpoint folder `checkpoint` into the program folder `output`, and returns `output`.
+
+    Args:
+        checkpoint: a Hugging Face folder: config.json, safetensors, tokenizer.json.
+        output: replaced at once when all is written, if it is a program or an empty folder.
+        progress: report stages on stderr.
+        options: the fields of `ExportOptions`.
+
+    Raises:
+        ExportError: a checkpoint, an option or an output folder that will not do, in one line.
+        OSError: `output` cannot be written; what was there before still is.
+    """
+    known = [option.name for option in fields(ExportOptions)]
+    for name in options:
+        if name not in known:
+            raise ExportError(f"{name}: no such option; there are {', '.join(known)}")
+    resolved = ExportOptions(**options)
+    with _quiet():
+        # Imported late: torch's exporter and ExecuTorch take seconds, and a wrong option should not.
+        from .program import STAGES, write_program
+        from .progress import Progress
+
+        if not progress:
+            write_program(Path(checkpoint), Path(output), resolved, lambda stage: None)
+        else:
+            with Progress(STAGES, sys.stderr) as reporter:
+                write_program(Path(checkpoint), Path(output), resolved, reporter.begin)
+                size = sum(path.stat().st_size for path in Path(output).iterdir())
+                reporter.finish(f"{output}: {size / 1e6:.1f} MB")
+    return Path(output)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporters' warnings, which a user cannot act on, off stderr."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

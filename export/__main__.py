@@ -1,0 +1,70 @@
+"""The command line: `python -m qwen_runner.export CHECKPOINT --output DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from . import ExportError, ExportOptions, export_program
+
+FAILURE, USAGE = 1, 2
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        self.exit(USAGE, f"error: {message}\n")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Flags are the fields of `ExportOptions`; hyphens and underscores are both accepted."""
+    parser = _Parser(
+        prog="python -m qwen_runner.export",
+        description="Exports a Hugging Face Qwen3.5-MoE checkpoint into a program for qwen_runner.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("checkpoint", type=Path, help="folder with config.json, safetensors and tokenizer.json")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the program")
+    for option in fields(ExportOptions):
+        hyphened = option.name.replace("_", "-")
+        names = dict.fromkeys([f"--{hyphened}", f"--{option.name}"])
+        choices = option.metadata["choices"]
+        default = "" if option.default is None else f" (default {option.default})"
+        parser.add_argument(
+            *names,
+            dest=option.name,
+            type=str if choices else int,
+            default=option.default,
+            metavar="|".join(choices) if choices else "N",
+            help=option.metadata["help"] + default,
+        )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs an export; the exit status: 0, 1 (failure) or 2 (usage), with one line on stderr."""
+    values = vars(make_parser().parse_args(arguments))
+    checkpoint, output = values.pop("checkpoint"), values.pop("output")
+    try:
+        ExportOptions(**values)
+    except ExportError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE
+    try:
+        export_program(checkpoint, output, progress=True, **values)
+    except ExportError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except OSError as error:
+        name = error.filename or output
+        print(f"error: {name}: {error.strerror or error}; nothing was changed", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing was changed", file=sys.stderr)
+    else:
+        return 0
+    return FAILURE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

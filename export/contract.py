@@ -1,0 +1,92 @@
+"""What a program and its runner agree on: names, versions, and the C functions a compiled method may call.
+
+The runner states the same on its side (`runner/manifest.h`, `runner/delegate.h`, `runner/shims/`).
+"""
+
+from __future__ import annotations
+
+import torch
+
+import qwen_runner.kernels  # noqa: F401  registers the operators
+
+FORMAT_VERSION = 1
+
+PROGRAM_FILE = "model.pte"
+WEIGHTS_FILE = "model.ptd"
+TOKENIZER_FILE = "tokenizer.json"
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
+MANIFEST_FILE = "manifest.json"
+
+# The name of the external data that the delegate's weights are tagged with: `<tag>.ptd`.
+WEIGHTS_TAG = "model"
+# Bytes; a cache line, and the widest vector load.
+WEIGHT_ALIGNMENT = 64
+
+# The delegate's id in the .pte; `backend.py` has the class of this name.
+BACKEND_ID = "QwenAotiBackend"
+
+PREFILL, DECODE = "prefill", "decode"
+METHODS = (PREFILL, DECODE)
+
+# A method's inputs: tokens i64 [1, T] or [B, 1], then these, [B] each.
+ROW_INPUTS = {
+    "position": torch.int64,
+    "slot": torch.int64,
+    "temperature": torch.float32,
+    "top_k": torch.int64,
+    "top_p": torch.float32,
+    "min_p": torch.float32,
+    "presence_penalty": torch.float32,
+    "repetition_penalty": torch.float32,
+    "seed": torch.int64,
+    "generated_from": torch.int64,
+}
+
+# The operators that a program calls, by their name in `torch.ops.qwen`.
+OPERATORS = (
+    "attention",
+    "float_linear",
+    "float_moe",
+    "gated_delta",
+    "int4_linear",
+    "int4_moe",
+    "int8_embedding",
+    "int8_linear",
+    "router",
+    "sample",
+)
+
+_BASE_SYMBOLS = """
+    check clone create_tensor_from_blob create_tensor_from_blob_v2 delete_tensor_object empty_strided get_data_ptr
+    get_device_type get_dim get_dtype get_numel get_sizes get_storage_offset get_storage_size get_strides
+    grad_mode_is_enabled grad_mode_set_enabled layout_strided new_tensor_handle _reinterpret_tensor
+    device_type_cpu device_type_cuda dtype_bfloat16 dtype_bool dtype_float16 dtype_float32 dtype_int8 dtype_int16
+    dtype_int32 dtype_int64 dtype_uint8
+"""
+
+
+def shim_symbol(operator: str) -> str:
+    """The C function behind the operator `qwen::<operator>` on the cpu."""
+    return f"aoti_torch_cpu_{operator}"
+
+
+# Every undefined `aoti_*` symbol that a compiled library may have: what the runner implements.
+ALLOWED_SYMBOLS = frozenset(
+    [f"aoti_torch_{name}" for name in _BASE_SYMBOLS.split()] + [shim_symbol(name) for name in OPERATORS]
+)
+
+_C_TYPES = {"Tensor": "AtenTensorHandle", "int": "int64_t", "float": "double", "bool": "int32_t"}
+
+
+def shim_declarations() -> dict[torch._ops.OpOverload, list[str]]:
+    """The C declaration of every operator, from its schema: arguments in order, then a handle pointer per output.
+
+    It is what Inductor's `custom_ops_to_c_shims` takes. A mutated argument is passed like any other.
+    """
+    declarations = {}
+    for name in OPERATORS:
+        operator = getattr(torch.ops.qwen, name).default
+        arguments = [_C_TYPES[str(argument.type)] for argument in operator._schema.arguments]
+        arguments += ["AtenTensorHandle*"] * len(operator._schema.returns)
+        declarations[operator] = [f"AOTITorchError {shim_symbol(name)}({', '.join(arguments)});"]
+    return declarations

@@ -1,0 +1,119 @@
+"""manifest.json: what a program says of itself, and the digests that vouch for every byte of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from . import contract
+from .config import ModelConfig
+from .isa import host_isa
+from .options import ExportOptions
+
+# Bytes a digest covers: a runner checks blocks on several cores at once.
+BLOCK_SIZE = 64 << 20
+_NO_DIGEST = "0" * 64
+
+
+class HashingFile:
+    """A new binary file whose bytes are hashed on their way out."""
+
+    def __init__(self, path: Path) -> None:
+        self.size = 0
+        self.digests: list[str] = []
+        self._file = path.open("xb")
+        self._hash = hashlib.sha256()
+
+    def write(self, data: bytes | memoryview) -> int:
+        view = memoryview(data).cast("B")
+        written = 0
+        while written < len(view):
+            block = view[written : written + BLOCK_SIZE - self.size % BLOCK_SIZE]
+            self._file.write(block)
+            self._hash.update(block)
+            written += len(block)
+            self.size += len(block)
+            if self.size % BLOCK_SIZE == 0:
+                self._end_block()
+        return written
+
+    def close(self) -> None:
+        self._file.close()
+        if self.size % BLOCK_SIZE:
+            self._end_block()
+
+    def __enter__(self) -> HashingFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def entry(self) -> dict[str, Any]:
+        """What the manifest says of the file, once closed."""
+        return {"size": self.size, "block_size": BLOCK_SIZE, "sha256": self.digests}
+
+    def _end_block(self) -> None:
+        self.digests.append(self._hash.hexdigest())
+        self._hash = hashlib.sha256()
+
+
+def describe(
+    name: str, config: ModelConfig, options: ExportOptions, chat: dict[str, Any], files: dict[str, Any]
+) -> dict[str, Any]:
+    """The manifest of a program: `options` are resolved, `files` are the entries of every other file."""
+    model = asdict(config)
+    sampling = model.pop("sampling")
+    return {
+        "format_version": contract.FORMAT_VERSION,
+        "name": name,
+        "model": model,
+        "vocab_size": config.vocab_size,
+        "target": {"device": options.target, "isa": host_isa()},
+        "versions": {
+            "qwen_runner": _version("qwen_runner"),
+            "torch": _version("torch"),
+            "executorch": _version("executorch"),
+            "triton": None,
+            "cuda": None,
+        },
+        "quantization": _quantization(options),
+        "dtype": options.dtype,
+        "max_seq_len": options.max_seq_len,
+        "chunk": options.chunk,
+        "slots": options.slots,
+        "eos_token_ids": list(config.eos_token_ids),
+        "sampling": sampling,
+        "chat": chat,
+        "files": files,
+    }
+
+
+def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
+    """Writes `manifest` with its own digest as the last key: that of the file with zeros in its place."""
+    text = json.dumps(manifest | {"manifest_sha256": _NO_DIGEST}, indent=2, ensure_ascii=False) + "\n"
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    before, _, after = text.rpartition(_NO_DIGEST)
+    path.write_bytes((before + digest + after).encode())
+
+
+def _quantization(options: ExportOptions) -> dict[str, Any]:
+    if options.quantize == "none":
+        return {"scheme": "none"}
+    return {
+        "scheme": options.quantize,
+        "group_size": options.group_size,
+        "method": options.quantize_method,
+        "head": options.head,
+        "embedding": "int8",
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a source tree
+        return None

@@ -1,0 +1,79 @@
+"""The options of an export, declared once: the command line's flags and `export_program`'s keywords follow from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from .config import ModelConfig
+from .errors import ExportError
+
+
+def _option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a checkpoint becomes a program. None stands for a default that depends on the others or on the model.
+
+    Raises:
+        ExportError: a value that is not among the choices, or out of range; it names the option.
+    """
+
+    target: str = _option("cpu", "device that the program runs on", ("cpu",))
+    quantize: str = _option("int4", "weights of the matrices", ("none", "int4"))
+    group_size: int = _option(32, "consecutive weights that share a scale (int4)")
+    quantize_method: str = _option("hqq", "how scales are chosen (int4)", ("hqq", "rtn"))
+    head: str | None = _option(
+        None, "weights of the output head (int4); default int4, or int8 if tied to the embedding", ("int4", "int8")
+    )
+    dtype: str | None = _option(
+        None, "type of activations, and of weights that are not quantized; default float32", ("float32", "bfloat16")
+    )
+    max_seq_len: int | None = _option(None, "positions a session holds; default 4096, or the model's own limit")
+    chunk: int | None = _option(None, "most tokens of one prefill call; default 256, or max_seq_len")
+    slots: int = _option(4, "sessions that a program holds at a time")
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            value, choices = getattr(self, option.name), option.metadata["choices"]
+            if value is None and option.default is None:
+                continue
+            if choices is not None and value not in choices:
+                note = "; cuda is not in this version" if (option.name, value) == ("target", "cuda") else ""
+                raise ExportError(f"{_flag(option.name)} {value}: supported: {', '.join(choices)}{note}")
+            if choices is None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ExportError(f"{_flag(option.name)} {value}: it must be a positive integer")
+
+    def resolved(self, config: ModelConfig) -> ExportOptions:
+        """These options with every default filled in for `config`.
+
+        Raises:
+            ExportError: a value that does not fit the model.
+        """
+        limit = config.max_position_embeddings
+        max_seq_len = self.max_seq_len if self.max_seq_len is not None else min(4096, limit)
+        chunk = self.chunk if self.chunk is not None else min(256, max_seq_len)
+        if max_seq_len > limit:
+            raise ExportError(f"--max-seq-len {max_seq_len}: the model has max_position_embeddings {limit}")
+        if max_seq_len < 2:
+            raise ExportError(f"--max-seq-len {max_seq_len}: it must be at least 2")
+        if chunk < 2:
+            raise ExportError(f"--chunk {chunk}: it must be at least 2")
+        if chunk > max_seq_len:
+            raise ExportError(f"--chunk {chunk}: it must be at most --max-seq-len, {max_seq_len}")
+        tied = config.tie_word_embeddings
+        if tied and self.quantize == "int4" and self.head == "int4":
+            raise ExportError("--head int4: the head is tied to the embedding, which is int8; use --head int8")
+        return replace(
+            self,
+            dtype=self.dtype or "float32",
+            head=self.head or ("int8" if tied else "int4"),
+            max_seq_len=max_seq_len,
+            chunk=chunk,
+        )
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
