@@ -16,13 +16,12 @@ def router(x: torch.Tensor, weight: torch.Tensor, top_k: int) -> tuple[torch.Ten
     """x [T, D], weight [E, D] -> ids i64 [T, A], weights f32 [T, A], by descending weight.
 
     The logits and the weights are rounded to x.dtype, as Hugging Face does; the weights of a token sum to 1 (before
-    that rounding). Of equal probabilities the lowest expert comes first.
+    that rounding). Of equal logits the lowest expert comes first.
     """
-    probabilities = float_linear(x, weight).float().softmax(dim=-1)
-    values, order = probabilities.sort(dim=-1, descending=True, stable=True)
-    values, ids = values[:, :top_k], order[:, :top_k]
-    weights = values / values.sum(dim=-1, keepdim=True)
-    return ids.contiguous(), weights.to(x.dtype).float()
+    logits = float_linear(x, weight).float()
+    ids = logits.sort(dim=-1, descending=True, stable=True).indices[:, :top_k].contiguous()
+    values = logits.softmax(dim=-1).gather(1, ids)
+    return ids, (values / values.sum(dim=-1, keepdim=True)).to(x.dtype).float()
 
 
 def float_moe(

@@ -1,0 +1,15 @@
+"""How near a kernel must come to its reference."""
+
+import torch
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+
+
+def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference, each relative to its expected value or, where that is small, to the root mean square.
+
+    NaN if either holds a NaN.
+    """
+    wide = expected.double()
+    scale = wide.abs().clamp(min=wide.pow(2).mean().sqrt().item() + 1e-30)
+    return ((actual.double() - wide).abs() / scale).max().item() if expected.numel() else 0.0
