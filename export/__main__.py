@@ -35,9 +35,9 @@ def make_parser() -> argparse.ArgumentParser:
         parser.add_argument(
             *names,
             dest=option.name,
-            type=str if choices else int,
+            type=str if choices and isinstance(choices[0], str) else int,
             default=option.default,
-            metavar="|".join(choices) if choices else "N",
+            metavar="|".join(map(str, choices)) if choices else "N",
             help=option.metadata["help"] + default,
         )
     return parser

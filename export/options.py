@@ -7,9 +7,10 @@ from typing import Any
 
 from .config import ModelConfig
 from .errors import ExportError
+from .quantize import GROUP_SIZES, QuantizationConfig, check_quantizable
 
 
-def _option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
+def _option(default: Any, help: str, choices: tuple[str | int, ...] | None = None) -> Any:
     return field(default=default, metadata={"help": help, "choices": choices})
 
 
@@ -23,7 +24,7 @@ class ExportOptions:
 
     target: str = _option("cpu", "device that the program runs on", ("cpu",))
     quantize: str = _option("int4", "weights of the matrices", ("none", "int4"))
-    group_size: int = _option(32, "consecutive weights that share a scale (int4)")
+    group_size: int = _option(32, "consecutive weights that share a scale (int4)", GROUP_SIZES)
     quantize_method: str = _option("hqq", "how scales are chosen (int4)", ("hqq", "rtn"))
     head: str | None = _option(
         None, "weights of the output head (int4); default int4, or int8 if tied to the embedding", ("int4", "int8")
@@ -42,9 +43,18 @@ class ExportOptions:
                 continue
             if choices is not None and value not in choices:
                 note = "; cuda is not in this version" if (option.name, value) == ("target", "cuda") else ""
-                raise ExportError(f"{_flag(option.name)} {value}: supported: {', '.join(choices)}{note}")
+                raise ExportError(f"{_flag(option.name)} {value}: supported: {', '.join(map(str, choices))}{note}")
             if choices is None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ExportError(f"{_flag(option.name)} {value}: it must be a positive integer")
+
+    @property
+    def quantization(self) -> QuantizationConfig:
+        return QuantizationConfig(
+            scheme=self.quantize,
+            group_size=self.group_size,
+            method=self.quantize_method,
+            head=self.head or "int4",
+        )
 
     def resolved(self, config: ModelConfig) -> ExportOptions:
         """These options with every default filled in for `config`.
@@ -63,6 +73,7 @@ class ExportOptions:
             raise ExportError(f"--chunk {chunk}: it must be at least 2")
         if chunk > max_seq_len:
             raise ExportError(f"--chunk {chunk}: it must be at most --max-seq-len, {max_seq_len}")
+        check_quantizable(config, self.quantization)
         tied = config.tie_word_embeddings
         if tied and self.quantize == "int4" and self.head == "int4":
             raise ExportError("--head int4: the head is tied to the embedding, which is int8; use --head int8")

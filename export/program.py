@@ -60,7 +60,7 @@ def write_program(
         dtype = getattr(torch, str(options.dtype))
         model = Model(
             config,
-            CheckpointWeights(checkpoint, options),
+            CheckpointWeights(checkpoint, options.quantization, dtype),
             slots=options.slots,
             max_seq_len=options.max_seq_len or 0,
             dtype=dtype,
