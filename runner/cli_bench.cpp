@@ -19,7 +19,7 @@
 namespace qwen::cli {
 namespace {
 
-using nlohmann::json;
+using json = nlohmann::ordered_json;
 
 struct Plan {
   int64_t prompt_tokens = 512;
@@ -169,8 +169,10 @@ Result<int> BenchCommand::run() const {
       fit(plan, prompt_tokens.has_value(), new_tokens.has_value(), engine->manifest().max_seq_len));
   std::vector<Samples> samples = {
       {"prefill_tokens_per_second", "prefill", "tok/s", &Timings::prefill_tokens_per_second},
-      {"decode_tokens_per_second", "decode", "tok/s", &Timings::decode_tokens_per_second},
       {"ttft_ms", "first token", "ms", &Timings::ttft_ms}};
+  if (plan.new_tokens > 1) {
+    samples.push_back({"decode_tokens_per_second", "decode", "tok/s", &Timings::decode_tokens_per_second});
+  }
   QWEN_RETURN_IF_ERROR(measure(*engine, plan, samples));
   Output output;
   if (as_json.value_or(false)) {

@@ -15,7 +15,8 @@ class BenchCommand {
   explicit BenchCommand(CLI::App& app);
 
   // Returns the exit status. One answer warms up and is not counted; each is greedy and goes on past its end.
-  // Errors: those of loading and generating; kInvalidArgument where the lengths do not fit into a slot.
+  // One new token leaves nothing to say of decoding. Errors: those of loading and generating;
+  // kInvalidArgument where the lengths do not fit into a slot.
   Result<int> run() const;
 
  private:

@@ -65,7 +65,7 @@ CLI::Option* add_switch(CLI::App& app, const std::string& name, const std::strin
 
 CLI::Option* add_program(CLI::App& app) {
   return app.add_option("DIR,--program", "Folder of the program")
-      ->type_name("DIR")
+      ->type_name("")
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
 }
 

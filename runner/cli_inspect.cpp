@@ -14,7 +14,7 @@
 namespace qwen::cli {
 namespace {
 
-using nlohmann::json;
+using json = nlohmann::ordered_json;
 
 Result<Manifest> read_manifest(const std::string& folder) {
   std::error_code error;

@@ -35,7 +35,7 @@ bool Output::write(std::string_view text) {
   return error_ == 0;
 }
 
-bool Output::write_json(const nlohmann::json& value, int indent) {
+bool Output::write_json(const nlohmann::ordered_json& value, int indent) {
   return write(value.dump(indent, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
 }
 

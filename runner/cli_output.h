@@ -17,7 +17,7 @@ class Output {
   // Returns false, then and ever after, once the output cannot be written.
   bool write(std::string_view text);
   // One JSON value and a line's end; invalid UTF-8 in it is replaced.
-  bool write_json(const nlohmann::json& value, int indent = -1);
+  bool write_json(const nlohmann::ordered_json& value, int indent = -1);
   // Ends an unfinished line where what follows would stand on it: on a terminal, or where standard error goes
   // to the same file. Anywhere else the output stays the answer, byte for byte.
   void end_line();

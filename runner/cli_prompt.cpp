@@ -4,9 +4,9 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <memory>
 
 #include "cli_flags.h"
-#include "file.h"
 #include "generate.h"
 
 namespace qwen::cli {
@@ -16,15 +16,23 @@ Error usage(const std::string& message) {
   return {ErrorCode::kInvalidArgument, message};
 }
 
-Result<std::string> read_standard_input() {
+// `path` or, for "-", standard input.
+Result<std::string> read_prompt_file(const std::string& path) {
+  const bool is_stdin = path == "-";
+  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> opened(
+      is_stdin ? nullptr : std::fopen(path.c_str(), "rb"), std::fclose);
+  std::FILE* const file = is_stdin ? stdin : opened.get();
   std::string text;
-  char buffer[1 << 16];
-  while (const size_t count = std::fread(buffer, 1, sizeof buffer, stdin)) {
-    text.append(buffer, count);
+  if (file != nullptr) {
+    char buffer[1 << 16];
+    while (const size_t count = std::fread(buffer, 1, sizeof buffer, file)) {
+      text.append(buffer, count);
+    }
   }
-  if (std::ferror(stdin) != 0) {
-    return Error{ErrorCode::kIo,
-                 std::string("cannot read the prompt from standard input: ") + std::strerror(errno)};
+  if (file == nullptr || std::ferror(file) != 0) {
+    return Error{
+        errno == ENOENT ? ErrorCode::kNotFound : ErrorCode::kIo,
+        "cannot read the prompt from " + (is_stdin ? "standard input" : path) + ": " + std::strerror(errno)};
   }
   return text;
 }
@@ -117,7 +125,7 @@ Result<Prompt> PromptFlags::read() const {
     return prompt;
   }
   if (const auto path = given_value(*prompt_file_)) {
-    QWEN_ASSIGN_OR_RETURN(prompt.text, *path == "-" ? read_standard_input() : read_file(*path));
+    QWEN_ASSIGN_OR_RETURN(prompt.text, read_prompt_file(*path));
     drop_final_line_end(prompt.text);
   } else {
     prompt.text = given_value(*prompt_).value_or("");

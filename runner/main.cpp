@@ -28,7 +28,6 @@ Exit status: 0, 1 for a failure, 2 for a wrong command line, 130 after Ctrl-C.)"
 Result<int> run(int argc, char** argv) {
   CLI::App app("Generates text with an exported Qwen3.5-MoE program.", "qwen_runner");
   qwen::cli::prepare(app);
-  app.footer(kFooter);
   app.set_version_flag("--version", "qwen_runner " QWEN_VERSION, "Print the version and exit");
   const qwen::cli::GenerateCommand generate(app);
 
@@ -39,6 +38,8 @@ Result<int> run(int argc, char** argv) {
   CLI::App& bench_app = *app.add_subcommand("bench", "Measure the speed of a program");
   qwen::cli::prepare(bench_app);
   const qwen::cli::BenchCommand bench(bench_app);
+
+  app.footer(kFooter);  // last, since subcommands inherit what is there before them
 
   try {
     app.parse(argc, argv);

@@ -57,7 +57,8 @@ bool set_strings(const json& value, std::vector<std::string>& field) {
 // The bounds of temperature and penalties are where float32, in which the program computes, still resolves
 // them.
 constexpr OptionSpec kOptions[] = {
-    {"max_new_tokens", OptionType::kInteger, "most tokens to generate", "an integer of at least 0",
+    {"max_new_tokens", OptionType::kInteger, "most tokens to generate; 256 if not given",
+     "an integer of at least 0",
      [](const json& v, GenerateOptions& o) { return set_integer(v, 0, o.max_new_tokens); },
      [](const GenerateOptions& o) -> json { return o.max_new_tokens; }},
     {"temperature", OptionType::kNumber, "randomness of the answer; 0 always takes the most likely token",

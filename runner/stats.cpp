@@ -35,28 +35,28 @@ MemoryUsage measure_memory(const LoadStats& load) {
   return memory;
 }
 
-nlohmann::json memory_json(const MemoryUsage& memory) {
+nlohmann::ordered_json memory_json(const MemoryUsage& memory) {
   return {{"peak_resident_bytes", memory.peak_resident_bytes},
           {"resident_bytes", memory.resident_bytes},
           {"weight_bytes", memory.weight_bytes},
           {"state_bytes", memory.state_bytes}};
 }
 
-nlohmann::json timings_json(const Timings& timings) {
+nlohmann::ordered_json timings_json(const Timings& timings) {
   return {{"load_ms", timings.load_ms},
           {"ttft_ms", timings.ttft_ms},
           {"prefill_tokens_per_second", timings.prefill_tokens_per_second},
           {"decode_tokens_per_second", timings.decode_tokens_per_second}};
 }
 
-nlohmann::json generation_json(const Generation& generation, const MemoryUsage& memory) {
-  nlohmann::json object = {{"text", generation.text},
-                           {"tokens", generation.tokens},
-                           {"prompt_tokens", generation.prompt_tokens},
-                           {"finish_reason", to_string(generation.finish_reason)},
-                           {"seed", generation.seed},
-                           {"timings", timings_json(generation.timings)},
-                           {"memory", memory_json(memory)}};
+nlohmann::ordered_json generation_json(const Generation& generation, const MemoryUsage& memory) {
+  nlohmann::ordered_json object = {{"text", generation.text},
+                                   {"tokens", generation.tokens},
+                                   {"prompt_tokens", generation.prompt_tokens},
+                                   {"finish_reason", to_string(generation.finish_reason)},
+                                   {"seed", generation.seed},
+                                   {"timings", timings_json(generation.timings)},
+                                   {"memory", memory_json(memory)}};
   if (!generation.logprobs.empty()) {
     object["logprobs"] = generation.logprobs;
   }

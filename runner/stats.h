@@ -22,12 +22,12 @@ struct MemoryUsage {
 MemoryUsage measure_memory(const LoadStats& load);
 
 // The keys are the fields' names.
-nlohmann::json memory_json(const MemoryUsage& memory);
-nlohmann::json timings_json(const Timings& timings);
+nlohmann::ordered_json memory_json(const MemoryUsage& memory);
+nlohmann::ordered_json timings_json(const Timings& timings);
 
 // {"text", "tokens", "prompt_tokens", "finish_reason", "seed", "timings", "memory"}, and "logprobs" where
 // there are any.
-nlohmann::json generation_json(const Generation& generation, const MemoryUsage& memory);
+nlohmann::ordered_json generation_json(const Generation& generation, const MemoryUsage& memory);
 
 // For a person, one line without its end: what was not measured is left out.
 std::string statistics_line(const Generation& generation, const MemoryUsage& memory);
