@@ -54,9 +54,9 @@ _INT4_SUFFIXES = (
     ".shared_expert.down_proj.weight",
 )
 
-# The scale search starts at these fractions of the scale that covers the group, with either sign, as the codes
-# are not symmetric. On normal and heavy-tailed weights the six starts end within 1 % of the squared error of the
-# best of 80 scales; a single start at the rounding scale ends up to 5 % above it.
+# The scale search starts at these fractions of the scale that covers the group, with either sign: codes are
+# not symmetric. On normal and heavy-tailed weights the six starts end within 1 % of the squared error of
+# the best of 80 scales; a single start at the rounding scale ends up to 5 % above it.
 _START_FRACTIONS = (1.0, 0.85, 0.7)
 # Two steps that forgive outliers, then three of least squares; more steps gain less than 0.3 %.
 _SHRINKAGES: tuple[float | None, ...] = (2.0, 4.0, None, None, None)

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from random_tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, TOKENIZER_SIZE, tokenizer_json
 from safetensors.torch import save_file
 from transformers import Qwen3_5MoeForCausalLM, Qwen3_5MoeTextConfig, Qwen3_5MoeVisionConfig
-
-from tests.random_tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, TOKENIZER_SIZE, tokenizer_json
 
 LOGIT_DEVIATION = 3.0
 

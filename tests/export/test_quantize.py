@@ -222,3 +222,20 @@ def test_a_model_that_cannot_be_quantized_fails_before_any_work(random_checkpoin
     with pytest.raises(ExportError, match=r"has 64 columns, .* group size 128; use --group-size 64"):
         check_quantizable(config, QuantizationConfig(group_size=128))
     check_quantizable(load_config(random_checkpoint("group_128")), QuantizationConfig(group_size=128))
+
+
+@pytest.mark.parametrize("name", ["group_128", "nested_per_expert"])
+def test_transformers_runs_with_the_dequantized_weights(random_checkpoint, name: str) -> None:
+    from oracle import fake_quantized_state_dict, load_weights
+    from random_checkpoints import SPECS, hf_greedy, hf_model, random_prompt
+
+    path = random_checkpoint(name)
+    model, prompt = hf_model(path), random_prompt(SPECS[name], 9)
+    _, exact = hf_greedy(model, prompt, 1)
+    with Checkpoint(path) as checkpoint:
+        for quantization, low, high in ((QuantizationConfig("none"), 0.0, 0.0), (INT4, 0.01, 0.8)):
+            state = fake_quantized_state_dict(checkpoint, checkpoint.config, quantization, torch.float32)
+            load_weights(model, state)
+            _, logits = hf_greedy(model, prompt, 1)
+            error = float((logits - exact).norm() / exact.norm())
+            assert low <= error <= high
