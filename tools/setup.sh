@@ -3,7 +3,7 @@
 # Installs what running, testing or developing needs and is missing: system packages with apt where that is there and
 # permitted, and Python packages into .venv. Quick when there is nothing to do; starts .venv afresh after an interrupt.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . tools/stage.sh
 purpose=$1
 venv=.venv
@@ -98,6 +98,10 @@ install_python_packages() {
   "${pip[@]}" -r "$venv/requirements.txt"
   rm "$venv/.incomplete"
 }
+
+# One set-up at a time, one that outlived its make included.
+exec {lock}<tools/setup.sh
+flock --nonblock $lock || { echo "set-up: another one is running, waiting for it" && flock $lock; }
 
 read -r -d '' -a packages < <(missing_packages) || true
 if [ ${#packages[@]} -gt 0 ]; then
