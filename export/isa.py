@@ -9,11 +9,8 @@ from unittest.mock import patch
 import torch
 from torch._inductor import cpp_builder, cpu_vec_isa
 
-# Inductor's vector class and GCC's architecture level of each name in a manifest.
-_LEVELS: dict[str, tuple[type[cpu_vec_isa.VecISA], str]] = {
-    "avx512": (cpu_vec_isa.VecAVX512, "x86-64-v4"),
-    "avx2": (cpu_vec_isa.VecAVX2, "x86-64-v3"),
-}
+# GCC's architecture level of each name in a manifest.
+_LEVELS = {"avx512": "x86-64-v4", "avx2": "x86-64-v3"}
 
 
 def host_isa() -> str:
@@ -26,11 +23,11 @@ def host_isa() -> str:
 def baseline_isa() -> Iterator[None]:
     """Compiles for `host_isa()` alone.
 
-    Inductor passes -march=native and picks the widest extension it can compile and load a probe for. Both are
-    replaced: a program must run on every machine of its level, and each probe costs seconds.
+    Inductor passes -march=native, where a program must run on every machine of its level. And it writes its
+    loops in terms of PyTorch's vector classes, whose elementary functions are Sleef's, inside libtorch: with no
+    vector extension to offer it writes plain loops, which the compiler vectorizes.
     """
-    isa = host_isa()
-    vector_class, march = _LEVELS.get(isa, (None, None))
+    march = _LEVELS.get(host_isa())
     flags_of = cpp_builder._get_optimization_cflags
 
     def flags(*args: object, **kwargs: object) -> tuple[list[str], list[str]]:
@@ -38,22 +35,8 @@ def baseline_isa() -> Iterator[None]:
         kept = [flag for flag in compile_flags if flag != "march=native"]
         return kept + ([f"march={march}"] if march else []), link_flags
 
-    levels = [_without_probe(vector_class)] if vector_class else []
     with (
         patch.object(cpp_builder, "_get_optimization_cflags", flags),
-        patch.object(cpu_vec_isa, "valid_vec_isa_list", lambda: levels),
+        patch.object(cpu_vec_isa, "valid_vec_isa_list", list),
     ):
         yield
-
-
-def _without_probe(vector_class: type[cpu_vec_isa.VecISA]) -> cpu_vec_isa.VecISA:
-    class Level(vector_class):  # type: ignore[misc, valid-type]
-        __hash__ = vector_class.__hash__
-
-        def __bool__(self) -> bool:
-            return True
-
-        def build_arch_flags(self) -> str:
-            return self._arch_flags
-
-    return Level()
