@@ -12,6 +12,7 @@
 #include "pretokenizer.h"
 #include "tokenizer_json.h"
 #include "utf8.h"
+#include "vocabulary.h"
 
 namespace qwen {
 namespace {
@@ -50,10 +51,10 @@ struct Tokenizer::Impl {
   Bpe bpe;
   AddedTokenMatcher raw_tokens;         // looked for before normalization
   AddedTokenMatcher normalized_tokens;  // and after
-  std::vector<std::string> token_bytes;
-  std::vector<bool> special;
-  std::unordered_map<std::string_view, int64_t> ids;          // by token_bytes
-  std::unordered_map<std::string_view, int64_t> whole_words;  // by token_bytes; words that need no merges
+  Vocabulary vocabulary;
+  bool ignore_merges = false;
+  std::vector<bool> special;                                // by id
+  std::unordered_map<std::string_view, int64_t> added_ids;  // by vocabulary.bytes
 };
 
 // One call of encode.
@@ -100,9 +101,9 @@ class Tokenizer::Encoder {
       return;
     }
     const size_t first_id = ids_.size();
-    const auto whole = impl_.whole_words.find(word);
-    if (whole != impl_.whole_words.end()) {
-      ids_.push_back(whole->second);
+    const auto whole = impl_.ignore_merges ? impl_.vocabulary.find(word) : std::nullopt;
+    if (whole) {
+      ids_.push_back(*whole);
     } else {
       impl_.bpe.encode(word, scratch_, ids_);
     }
@@ -131,8 +132,9 @@ Result<Tokenizer> Tokenizer::from_json(std::string_view json, const std::string&
     impl->split_patterns.push_back(std::move(compiled).value());
   }
   impl->bpe = Bpe(file.byte_ids, file.merges);
-  impl->token_bytes = std::move(file.token_bytes);
-  impl->special.resize(impl->token_bytes.size());
+  impl->ignore_merges = file.ignore_merges;
+  impl->vocabulary = std::move(file.vocabulary);
+  impl->special.resize(impl->vocabulary.size());
 
   // Of two tokens whose contents are the same once normalized, a special one counts.
   std::stable_partition(file.added_tokens.begin(), file.added_tokens.end(),
@@ -141,15 +143,11 @@ Result<Tokenizer> Tokenizer::from_json(std::string_view json, const std::string&
   std::vector<AddedToken> normalized;
   for (AddedToken& token : file.added_tokens) {
     impl->special[token.id] = token.special;
-    impl->ids.emplace(impl->token_bytes[token.id], token.id);
+    impl->added_ids.emplace(impl->vocabulary.bytes(token.id), token.id);
     (token.normalized ? normalized : raw).push_back(std::move(token));
   }
   impl->raw_tokens = AddedTokenMatcher(std::move(raw));
   impl->normalized_tokens = AddedTokenMatcher(std::move(normalized));
-  for (size_t id = 0; id < impl->token_bytes.size(); ++id) {
-    if (!impl->token_bytes[id].empty()) impl->ids.emplace(impl->token_bytes[id], id);
-  }
-  for (const uint32_t id : file.whole_words) impl->whole_words.emplace(impl->token_bytes[id], id);
   return Tokenizer(std::move(impl));
 }
 
@@ -166,7 +164,7 @@ std::string Tokenizer::decode(std::span<const int64_t> ids, bool skip_special) c
   for (const int64_t id : ids) {
     if (id < 0 || static_cast<size_t>(id) >= vocab_size()) continue;
     if (skip_special && impl_->special[id]) continue;
-    repair.append(impl_->token_bytes[id], out);
+    repair.append(impl_->vocabulary.bytes(id), out);
   }
   repair.finish(out);
   return out;
@@ -174,7 +172,7 @@ std::string Tokenizer::decode(std::span<const int64_t> ids, bool skip_special) c
 
 std::string Tokenizer::token_bytes(int64_t id) const {
   if (id < 0 || static_cast<size_t>(id) >= vocab_size()) return "";
-  return impl_->token_bytes[id];
+  return impl_->vocabulary.bytes(id);
 }
 
 bool Tokenizer::is_special(int64_t id) const {
@@ -182,12 +180,12 @@ bool Tokenizer::is_special(int64_t id) const {
 }
 
 std::optional<int64_t> Tokenizer::token_id(std::string_view token) const {
-  const auto it = impl_->ids.find(token);
-  return it == impl_->ids.end() ? std::nullopt : std::optional<int64_t>(it->second);
+  const auto added = impl_->added_ids.find(token);
+  return added != impl_->added_ids.end() ? added->second : impl_->vocabulary.find(token);
 }
 
 size_t Tokenizer::vocab_size() const {
-  return impl_->token_bytes.size();
+  return impl_->vocabulary.size();
 }
 
 }  // namespace qwen

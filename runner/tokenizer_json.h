@@ -10,17 +10,18 @@
 #include "added_tokens.h"
 #include "bpe.h"
 #include "result.h"
+#include "vocabulary.h"
 
 namespace qwen {
 
 struct TokenizerJson {
   bool nfc = false;                         // the normalizer is NFC; else there is none
   std::vector<std::string> split_patterns;  // each applied to the pieces of the one before
-  std::vector<AddedToken> added_tokens;
-  std::vector<std::string> token_bytes;  // by id, added tokens too; empty where there is no token
-  std::array<uint32_t, 256> byte_ids{};  // the token of each single byte
-  std::vector<BpeMerge> merges;          // by ascending rank
-  std::vector<uint32_t> whole_words;     // with ignore_merges: the tokens that a word may be as a whole
+  std::vector<AddedToken> added_tokens;     // contents normalized where the token is
+  Vocabulary vocabulary;                    // added tokens too, but only the model's own are searchable
+  std::array<uint32_t, 256> byte_ids{};     // the token of each single byte
+  std::vector<BpeMerge> merges;             // by ascending rank
+  bool ignore_merges = false;               // a word that is a token needs no merges
 };
 
 // Reads byte-level BPE: normalizer NFC or none; pre-tokenizers Split and ByteLevel; model BPE with a token
