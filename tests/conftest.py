@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,3 +26,34 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
         return paths[name]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def exported(
+    random_checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """Gives the program of `SPECS[name]`, exported once for each set of options: small, with three slots."""
+    from qwen_runner.export import export_program
+
+    programs: dict[tuple[str, tuple[tuple[str, Any], ...]], Path] = {}
+
+    def export(name: str, **options: Any) -> Path:
+        key = name, tuple(sorted(options.items()))
+        if key not in programs:
+            folder = tmp_path_factory.mktemp("programs") / name
+            settings = {"quantize": "none", "max_seq_len": 128, "chunk": 16, "slots": 3} | options
+            programs[key] = export_program(random_checkpoint(name), folder, **settings)
+        return programs[key]
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def demo_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model's int4 program: the one that `make` exported, or else a new one."""
+    made = _ROOT / "programs" / "demo"
+    if (made / "manifest.json").is_file():
+        return made
+    from qwen_runner.export import export_program
+
+    return export_program(_ROOT / "demo", tmp_path_factory.mktemp("programs") / "demo", quantize="int4")

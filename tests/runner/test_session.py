@@ -1,0 +1,141 @@
+"""Sessions: however a prompt is fed, whoever runs beside it and whatever was there before, the answer is the same."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from parity import GREEDY
+from qwen_runner import _core
+from random_checkpoints import SPECS, random_prompt
+
+NAME = "interval"
+CHUNK, MAX_SEQ_LEN = 16, 128
+
+
+@pytest.fixture(scope="module")
+def engine(exported: Callable[..., Path]) -> _core.Engine:
+    engine = _core.Engine(str(exported(NAME)))
+    assert (engine.chunk, engine.max_seq_len, engine.slots) == (CHUNK, MAX_SEQ_LEN, 3)
+    return engine
+
+
+def prompt(length: int) -> list[int]:
+    return random_prompt(SPECS[NAME], length)
+
+
+def state_names(engine: _core.Engine) -> list[str]:
+    return sorted({name for _, name, _, _, is_state in engine.bound_constants() if is_state})
+
+
+def float_states(engine: _core.Engine, session: _core.Session) -> Iterator[tuple[str, np.ndarray]]:
+    """The slot's float32 state tensors, flat; `seen` is bytes and compared apart."""
+    for name in state_names(engine):
+        if name != "seen":
+            yield name, session.state(name).view(np.float32).copy()
+
+
+def answer(engine: _core.Engine, session: _core.Session, tokens: list[int], n: int, chunk: int = 0) -> list[int]:
+    output = [session.run(engine, tokens, GREEDY, chunk)]
+    while len(output) < n:
+        output.append(session.run(engine, output[-1:], GREEDY))
+    return output
+
+
+@pytest.mark.parametrize("length", [1, 2, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 5, MAX_SEQ_LEN - 1])
+def test_whole_in_chunks_and_token_by_token_end_in_the_same_state(engine: _core.Engine, length: int) -> None:
+    new = min(8, MAX_SEQ_LEN - length + 1)
+    results = {}
+    for chunk in (0, 7, 2, 1):
+        session = engine.open_session()
+        first = session.run(engine, prompt(length), GREEDY, chunk)
+        states = dict(float_states(engine, session))
+        seen = session.state("seen").copy()
+        rest = answer(engine, session, [first], new - 1) if new > 1 else []
+        results[chunk] = [first, *rest], states, seen
+    tokens, states, seen = results[0]
+    assert any(np.abs(value).max() > 0 for value in states.values())
+    for other_tokens, other_states, other_seen in results.values():
+        assert other_tokens == tokens
+        assert np.array_equal(other_seen, seen)
+        for name, value in states.items():
+            scale = max(1.0, float(np.abs(value).max()))
+            assert np.abs(other_states[name] - value).max() <= 1e-5 * scale, name
+
+
+def test_interleaved_sessions_give_what_each_gives_alone(engine: _core.Engine) -> None:
+    prompts = [prompt(21), prompt(40)[19:], prompt(5)]
+    alone = []
+    for tokens in prompts:
+        session = engine.open_session()
+        alone.append((answer(engine, session, tokens, 40), dict(float_states(engine, session))))
+        del session
+    sessions = [engine.open_session() for _ in prompts]
+    outputs = [
+        [session.run(engine, tokens, GREEDY)] for session, tokens in zip(sessions, prompts, strict=True)
+    ]
+    for _ in range(39):
+        for session, output in zip(sessions, outputs, strict=True):
+            output.append(session.run(engine, output[-1:], GREEDY))
+    for session, output, (expected, states) in zip(sessions, outputs, alone, strict=True):
+        assert output == expected
+        for name, value in float_states(engine, session):
+            assert np.array_equal(value, states[name]), name
+
+
+def test_reset_after_nan_gives_a_clean_run(engine: _core.Engine) -> None:
+    session = engine.open_session()
+    clean = answer(engine, session, prompt(30), 20)
+    for name in state_names(engine):
+        session.state(name)[:] = 0xFF  # as float32: NaN
+    session.reset()
+    assert session.position == 0
+    for name in state_names(engine):
+        assert not session.state(name).any(), name
+    assert answer(engine, session, prompt(30), 20) == clean
+
+
+def test_a_new_session_sees_nothing_of_the_slot_s_last_one(engine: _core.Engine) -> None:
+    session = engine.open_session()
+    slot = session.slot
+    clean = answer(engine, session, prompt(30), 10)
+    session.state(state_names(engine)[0])[:] = 0xFF
+    del session
+    session = engine.open_session()
+    assert session.slot == slot
+    assert answer(engine, session, prompt(30), 10) == clean
+
+
+def test_slots_run_out_with_a_message(engine: _core.Engine) -> None:
+    sessions = [engine.open_session() for _ in range(engine.slots)]
+    assert sorted(session.slot for session in sessions) == [0, 1, 2]
+    with pytest.raises(ValueError, match="all 3 slots of the program are in use"):
+        engine.open_session()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ([], "no tokens"),
+        ([1, SPECS[NAME].vocab], f"token id {SPECS[NAME].vocab} is not in"),
+        ([-1], "token id -1 is not in"),
+        ([1] * (MAX_SEQ_LEN + 1), "129 tokens after 0 do not fit the program's 128 positions"),
+    ],
+)
+def test_what_cannot_run_is_refused_and_changes_nothing(
+    engine: _core.Engine, tokens: list[int], message: str
+) -> None:
+    session = engine.open_session()
+    with pytest.raises(ValueError, match=message):
+        session.run(engine, tokens, GREEDY)
+    assert session.position == 0
+    fresh = answer(engine, session, prompt(4), 5)
+    session.reset()
+    assert answer(engine, session, prompt(4), 5) == fresh
+
+
+def test_a_full_slot_takes_no_more(engine: _core.Engine) -> None:
+    session = engine.open_session()
+    session.run(engine, [1] * MAX_SEQ_LEN, GREEDY)
+    with pytest.raises(ValueError, match="1 tokens after 128 do not fit"):
+        session.run(engine, [1], GREEDY)
