@@ -42,7 +42,8 @@ def test_loading_the_demo_holds_little_more_than_its_weights(demo_program: Path)
 def test_a_second_engine_of_a_process_maps_the_same_file_pages(demo_program: Path) -> None:
     # Weights are views of the mapped file: two engines hold one copy of them between them.
     script = """
-import json, sys
+import json
+import sys
 from qwen_runner import _core
 engines = [_core.Engine(sys.argv[1]) for _ in range(2)]
 addresses = {address for engine in engines for _, _, address, _, is_state in engine.bound_constants() if not is_state}
