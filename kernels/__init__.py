@@ -1,8 +1,9 @@
 """The operators of the model: importing this package registers every `qwen::` operator.
 
-Each folder holds one operator or family: `__init__.py` (schema, shape rule, registration), `reference.py` (plain
-PyTorch, the definition of what the operator computes and what it runs in eager), `cpu.h` and `cpu.cpp` (the kernel
-that compiled programs call on a machine without a GPU), `cases.py` (shapes and tolerances for tests and benchmarks).
+Each folder holds one operator or family: `__init__.py` (schema, shape rule, registration), `reference.py`
+(plain PyTorch, the definition of what the operator computes and what it runs in eager), `cpu.h` and `cpu.cpp`
+(the kernel that compiled programs call on a machine without a GPU), `cases.py` (shapes and tolerances for
+tests and benchmarks).
 """
 
 from . import attention, gated_delta, linear, moe, norm, sample

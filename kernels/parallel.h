@@ -13,11 +13,12 @@
 
 namespace qwen::cpu {
 
-// Starting the threads costs a few microseconds, in which one core does about this many multiply-adds.
-inline constexpr int64_t kParallelWork = 1 << 17;
+// Below this many multiply-adds (about 50 us of one core) waking the other threads and waiting for them costs
+// more than they save, the more so where other processes want the cores.
+inline constexpr int64_t kParallelWork = 1 << 19;
 
-// How many workers to give `parallel_for` for `work` multiply-adds in `items` pieces: one or all, because OpenMP makes
-// and ends threads whenever the number changes.
+// How many workers to give `parallel_for` for `work` multiply-adds in `items` pieces: one or all, because
+// OpenMP makes and ends threads whenever the number changes.
 inline int worker_count(int64_t items, int64_t work) {
 #if defined(_OPENMP)
   return work < kParallelWork || items < 2 ? 1 : omp_get_max_threads();
@@ -28,7 +29,8 @@ inline int worker_count(int64_t items, int64_t work) {
 #endif
 }
 
-// Calls body(item, worker) for every item in [0, items), worker in [0, workers), in any order. `body` must not throw.
+// Calls body(item, worker) for every item in [0, items), worker in [0, workers), in any order. `body` must
+// not throw.
 template <typename Body>
 void parallel_for(int64_t items, int workers, const Body& body) {
 #if defined(_OPENMP)

@@ -1,7 +1,7 @@
 """Which session each row of a call belongs to: the convention that attention, gated_delta and sample share.
 
-T rows, B sessions. One slot id: the rows are T consecutive tokens of that slot, from `position[0]` (prefill, or decode
-of one session). T > 1 slot ids: row i is one token of `slot[i]` at `position[i]` (batched decode).
+T rows, B sessions. One slot id: the rows are T consecutive tokens of that slot, from `position[0]` (prefill,
+or decode of one session). T > 1 slot ids: row i is one token of `slot[i]` at `position[i]` (batched decode).
 """
 
 import torch

@@ -6,7 +6,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 
 def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest difference, each relative to its expected value or, where that is small, to the root mean square.
+    """The largest difference relative to the expected value or, where that is small, the root mean square.
 
     NaN if either holds a NaN.
     """

@@ -7,7 +7,9 @@ import torch
 
 @dataclass(frozen=True)
 class AttentionCase:
-    """`rows` consecutive tokens of the last of `slots` from `position`, or, if `batched`, one token of each slot."""
+    """`rows` consecutive tokens of the last of `slots` from `position`, or, if `batched`, one token of each
+    slot.
+    """
 
     rows: int
     position: int

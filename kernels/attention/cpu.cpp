@@ -11,12 +11,14 @@
 namespace qwen::cpu {
 namespace {
 
-// Cached values widened to float at a time: 64 of 256 dimensions are 64 KiB.
+// Cached values that are summed at a time, so that they stay in cache from one block of columns to the next:
+// 64 of 256 dimensions are 64 KiB.
 constexpr int64_t kBlockValues = 64;
 
 class Attention {
  public:
-  Attention(const AttentionInputs& inputs, void* key_cache, void* value_cache, void* out, const AttentionShape& shape)
+  Attention(const AttentionInputs& inputs, void* key_cache, void* value_cache, void* out,
+            const AttentionShape& shape)
       : in_(inputs),
         key_cache_(static_cast<char*>(key_cache)),
         value_cache_(static_cast<char*>(value_cache)),
@@ -30,7 +32,9 @@ class Attention {
 
  private:
   int64_t slot_of(int64_t row) const { return in_.slot[s_.slot_ids == 1 ? 0 : row]; }
-  int64_t position_of(int64_t row) const { return s_.slot_ids == 1 ? in_.position[0] + row : in_.position[row]; }
+  int64_t position_of(int64_t row) const {
+    return s_.slot_ids == 1 ? in_.position[0] + row : in_.position[row];
+  }
   // Bytes from the start of a cache to position 0 of a head of a row's slot.
   int64_t cache_offset(int64_t row, int64_t key_head) const {
     return (slot_of(row) * s_.key_heads + key_head) * s_.cache_length * row_bytes_;
@@ -53,8 +57,10 @@ void Attention::remember(int64_t row) {
   for (int64_t head = 0; head < s_.key_heads; ++head) {
     const int64_t source = (row * s_.key_heads + head) * row_bytes_;
     const int64_t target = cache_offset(row, head) + position_of(row) * row_bytes_;
-    std::memcpy(key_cache_ + target, static_cast<const char*>(in_.k) + source, static_cast<size_t>(row_bytes_));
-    std::memcpy(value_cache_ + target, static_cast<const char*>(in_.v) + source, static_cast<size_t>(row_bytes_));
+    std::memcpy(key_cache_ + target, static_cast<const char*>(in_.k) + source,
+                static_cast<size_t>(row_bytes_));
+    std::memcpy(value_cache_ + target, static_cast<const char*>(in_.v) + source,
+                static_cast<size_t>(row_bytes_));
   }
 }
 
@@ -63,12 +69,11 @@ void Attention::attend(int64_t row, int64_t key_head, float* scratch) {
   const VectorOps& ops = vector_ops();
   const int64_t length = position_of(row) + 1, dim = s_.head_dim, stride = padded(dim);
   const int64_t first_head = row * s_.query_heads + key_head * group_;
-  float* queries = scratch;                     // [group, padded dim]
-  float* sums = queries + group_ * stride;      // [group, padded dim]
-  float* scores = sums + group_ * stride;       // [group, context]
-  float* values = scores + group_ * context_;   // [kBlockValues, dim], then multiply()'s scratch in its place
-  const Matrix keys =
-      float_matrix({key_cache_ + cache_offset(row, key_head), in_.dtype}, length, dim);
+  float* queries = scratch;                    // [group, padded dim]
+  float* sums = queries + group_ * stride;     // [group, padded dim]
+  float* scores = sums + group_ * stride;      // [group, context]
+  float* values = scores + group_ * context_;  // [kBlockValues, dim], then multiply()'s scratch in its place
+  const Matrix keys = float_matrix({key_cache_ + cache_offset(row, key_head), in_.dtype}, length, dim);
   const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
   const float* query_rows[kWeightedSumHeads];
   const float* score_rows[kWeightedSumHeads];
@@ -77,8 +82,8 @@ void Attention::attend(int64_t row, int64_t key_head, float* scratch) {
     const int64_t heads = std::min<int64_t>(kWeightedSumHeads, group_ - begin);
     for (int64_t h = 0; h < heads; ++h) {
       float* query = queries + (begin + h) * stride;
-      prepare_input(keys.format, static_cast<const char*>(in_.q) + (first_head + begin + h) * row_bytes_, in_.dtype,
-                    dim, query);
+      prepare_input(keys.format, static_cast<const char*>(in_.q) + (first_head + begin + h) * row_bytes_,
+                    in_.dtype, dim, query);
       for (int64_t i = 0; i < dim; ++i) {
         query[i] *= scale;
       }
@@ -93,16 +98,16 @@ void Attention::attend(int64_t row, int64_t key_head, float* scratch) {
       totals[h] = ops.exp_shifted(scores + (begin + h) * context_, length);
     }
     const char* cached = value_cache_ + cache_offset(row, key_head);
-    if (in_.dtype == DType::kFloat32) {
-      ops.weighted_sum(score_rows, static_cast<int>(heads), reinterpret_cast<const float*>(cached), dim, length, dim,
-                       sum_rows);
-    } else {
-      for (int64_t j = 0; j < length; j += kBlockValues) {
-        const int64_t count = std::min(kBlockValues, length - j);
+    for (int64_t j = 0; j < length; j += kBlockValues) {
+      const int64_t count = std::min(kBlockValues, length - j);
+      const float* block = reinterpret_cast<const float*>(cached) + j * dim;
+      if (in_.dtype == DType::kBFloat16) {
         ops.bf16_to_float(reinterpret_cast<const uint16_t*>(cached) + j * dim, count * dim, values);
-        const float* block_scores[kWeightedSumHeads];
-        std::transform(score_rows, score_rows + heads, block_scores, [j](const float* p) { return p + j; });
-        ops.weighted_sum(block_scores, static_cast<int>(heads), values, dim, count, dim, sum_rows);
+        block = values;
+      }
+      ops.weighted_sum(score_rows, static_cast<int>(heads), block, dim, count, dim, sum_rows);
+      for (int64_t h = 0; h < heads; ++h) {
+        score_rows[h] += count;
       }
     }
     for (int64_t h = 0; h < heads; ++h) {

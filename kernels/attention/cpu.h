@@ -1,7 +1,8 @@
-// CPU kernel of qwen::attention: causal grouped-query attention over a slot's cache. Thread-safe for distinct slots.
+// CPU kernel of qwen::attention: causal grouped-query attention over a slot's cache. Thread-safe for distinct
+// slots.
 //
-// T rows, S slots, L cache length, Hq query heads, Hkv key-value heads, Dh head dimension. The cost of a row grows with
-// its position, not with L.
+// T rows, S slots, L cache length, Hq query heads, Hkv key-value heads, Dh head dimension. The cost of a row
+// grows with its position, not with L.
 #pragma once
 
 #include <cstdint>
@@ -11,8 +12,9 @@
 namespace qwen::cpu {
 
 struct AttentionShape {
-  int64_t rows = 0;          // T
-  int64_t slot_ids = 0;      // 1: rows are consecutive tokens from position[0]; T: row i is at position[i] of slot[i]
+  int64_t rows = 0;  // T
+  int64_t slot_ids =
+      0;  // 1: rows are consecutive tokens from position[0]; T: row i is at position[i] of slot[i]
   int64_t num_slots = 0;     // S
   int64_t cache_length = 0;  // L
   int64_t query_heads = 0;   // Hq, a multiple of Hkv; query head h reads key-value head h / (Hq / Hkv)
@@ -29,9 +31,10 @@ struct AttentionInputs {
   const int64_t* slot = nullptr;      // [slot_ids]
 };
 
-// Stores k and v at their positions in key_cache and value_cache [S, Hkv, L, Dh] (in inputs.dtype), then writes
-// out [T, Hq, Dh] in inputs.dtype = softmax(q k / sqrt(Dh)) v over the positions 0 up to the row's own.
-// Returns kOutOfRange unless every slot is in [0, S) and every row's position in [0, L).
-int attention(const AttentionInputs& inputs, void* key_cache, void* value_cache, void* out, const AttentionShape& shape);
+// Stores k and v at their positions in key_cache and value_cache [S, Hkv, L, Dh] (in inputs.dtype), then
+// writes out [T, Hq, Dh] in inputs.dtype = softmax(q k / sqrt(Dh)) v over the positions 0 up to the row's
+// own. Returns kOutOfRange unless every slot is in [0, S) and every row's position in [0, L).
+int attention(const AttentionInputs& inputs, void* key_cache, void* value_cache, void* out,
+              const AttentionShape& shape);
 
 }  // namespace qwen::cpu

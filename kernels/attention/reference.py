@@ -1,7 +1,7 @@
-"""Rotary embedding and causal grouped-query attention in plain PyTorch (Qwen3_5MoeAttention between its projections).
+"""Rotary embedding and causal grouped-query attention in plain PyTorch: Qwen3_5MoeAttention's core.
 
-T rows, S slots, L cache length, Hq query heads, Hkv key-value heads (Hq a multiple), Dh head dimension, R rotary
-dimension. Inputs are float32 or bfloat16.
+T rows, S slots, L cache length, Hq query heads, Hkv key-value heads (Hq a multiple), Dh head dimension, R
+rotary dimension. Inputs are float32 or bfloat16.
 """
 
 import torch
@@ -12,9 +12,9 @@ from ..rows import check_slots, row_positions
 def rotary(x: torch.Tensor, positions: torch.Tensor, rotary_dim: int, theta: float) -> torch.Tensor:
     """Rotates the first R dimensions of each head, halves paired; the others pass.
 
-    x [T, H, Dh], positions i64 [T], rotary_dim = R (even, <= Dh) -> [T, H, Dh] in x.dtype. A text token has the same
-    position on the three axes of the multimodal RoPE, so its interleaving of axes falls away. Angles are float32;
-    cosine and sine are rounded to x.dtype before the products, as Hugging Face does.
+    x [T, H, Dh], positions i64 [T], rotary_dim = R (even, <= Dh) -> [T, H, Dh] in x.dtype. A text token has
+    the same position on the three axes of the multimodal RoPE, so its interleaving of axes falls away. Angles
+    are float32; cosine and sine are rounded to x.dtype before the products, as Hugging Face does.
     """
     exponent = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device=x.device) / rotary_dim
     angles = positions.float()[:, None] * (1.0 / theta**exponent)
@@ -42,7 +42,8 @@ def attention(
         position, slot: i64 [1] or [T], see `rows`.
 
     Returns:
-        [T, Hq, Dh] in q.dtype: softmax(q k / sqrt(Dh)) v in float32. Query head h reads key head h // (Hq / Hkv).
+        [T, Hq, Dh] in q.dtype: softmax(q k / sqrt(Dh)) v in float32; query head h reads key head
+        h // (Hq / Hkv).
 
     Raises:
         IndexError: a slot or a position is out of range.

@@ -1,6 +1,7 @@
 """The token mixer of the linear-attention layers: short convolution and gated delta rule over a slot's state.
 
-T rows, S slots, Hk key heads, Hv value heads, Dk and Dv their dimensions, C = 2*Hk*Dk + Hv*Dv channels, W taps.
+T rows, S slots, Hk key heads, Hv value heads, Dk and Dv their dimensions, C = 2*Hk*Dk + Hv*Dv channels,
+W taps.
 """
 
 import torch

@@ -10,8 +10,9 @@ namespace qwen::cpu {
 namespace {
 
 constexpr float kL2Epsilon = 1e-6f;
-// Rows between two visits of the convolution: their projections stay in cache for the recurrence.
-constexpr int64_t kBlockRows = 64;
+// Rows that are convolved before they recur, which bounds scratch; each block costs two starts of the
+// threads.
+constexpr int64_t kBlockRows = 256;
 // Channels of the convolution, and columns of a head's state, that a worker takes at once.
 constexpr int64_t kBlockChannels = 256;
 constexpr int64_t kBlockColumns = 64;
@@ -21,7 +22,9 @@ float load(const void* data, DType dtype, int64_t i) {
                                   : bf16_to_float(static_cast<const uint16_t*>(data)[i]);
 }
 
-float load(const Array& array, int64_t i) { return load(array.data, array.dtype, i); }
+float load(const Array& array, int64_t i) {
+  return load(array.data, array.dtype, i);
+}
 
 void store(void* data, DType dtype, int64_t i, float value) {
   if (dtype == DType::kFloat32) {
@@ -32,9 +35,9 @@ void store(void* data, DType dtype, int64_t i, float value) {
 }
 
 // torch's softplus: the identity above 20, where the logarithm would add nothing.
-float softplus(float x) { return x > 20.0f ? x : std::log1p(std::exp(x)); }
-
-float sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
+float softplus(float x) {
+  return x > 20.0f ? x : std::log1p(std::exp(x));
+}
 
 class GatedDelta {
  public:
@@ -57,9 +60,8 @@ class GatedDelta {
   int64_t span_end(int64_t row, int64_t block_end) const { return s_.slot_ids == 1 ? block_end : row + 1; }
 
   void convolve(int64_t begin, int64_t end, int64_t channel, int64_t count, float* history);
-  void normalize(int64_t row);
-  void gate(int64_t begin, int64_t row);
-  void recur(int64_t begin, int64_t end, int64_t head, int64_t column, int64_t count, float* result);
+  void normalize(const float* x, float scale, float* out) const;
+  void recur(int64_t begin, int64_t end, int64_t head, int64_t column, int64_t count, float* scratch);
 
   const GatedDeltaInputs& in_;
   void* conv_state_;
@@ -69,12 +71,11 @@ class GatedDelta {
   const int64_t key_width_, value_width_, channels_;
 
   Scratch<float> taps_;   // [W, C]
-  Scratch<float> mixed_;  // [block rows, C]: q, k, v after convolution; q and k normalized
-  Scratch<float> decay_;  // [block rows, Hv]
-  Scratch<float> beta_;   // [block rows, Hv]
+  Scratch<float> mixed_;  // [block rows, C]: q, k, v after convolution
 };
 
-// Rows [begin, end) of the call into rows from 0 of mixed_, for `count` channels; advances the convolution's state.
+// Rows [begin, end) of the call into rows from 0 of mixed_, for `count` channels; advances the convolution's
+// state.
 void GatedDelta::convolve(int64_t begin, int64_t end, int64_t channel, int64_t count, float* history) {
   const VectorOps& ops = vector_ops();
   const int64_t kept = s_.taps - 1;
@@ -108,44 +109,37 @@ void GatedDelta::convolve(int64_t begin, int64_t end, int64_t channel, int64_t c
   }
 }
 
-// L2-normalizes q and k of a row of mixed_ and scales q.
-void GatedDelta::normalize(int64_t row) {
-  const VectorOps& ops = vector_ops();
-  const float query_scale = 1.0f / std::sqrt(static_cast<float>(s_.key_dim));
-  for (int64_t head = 0; head < 2 * s_.key_heads; ++head) {
-    float* x = mixed_.get() + row * channels_ + head * s_.key_dim;
-    float factor = 1.0f / std::sqrt(ops.sum_of_squares(x, s_.key_dim) + kL2Epsilon);
-    if (head < s_.key_heads) {
-      factor *= query_scale;
-    }
-    for (int64_t i = 0; i < s_.key_dim; ++i) {
-      x[i] *= factor;
-    }
+// out [Dk] = x / |x| * scale.
+void GatedDelta::normalize(const float* x, float scale, float* out) const {
+  const float factor = scale / std::sqrt(vector_ops().sum_of_squares(x, s_.key_dim) + kL2Epsilon);
+  for (int64_t i = 0; i < s_.key_dim; ++i) {
+    out[i] = x[i] * factor;
   }
 }
 
-void GatedDelta::gate(int64_t begin, int64_t row) {
-  for (int64_t head = 0; head < s_.value_heads; ++head) {
-    const int64_t source = (begin + row) * s_.value_heads + head, target = row * s_.value_heads + head;
-    const float rate = std::exp(load(in_.a_log, head));
-    decay_[target] = std::exp(-rate * softplus(load(in_.a, in_.dtype, source) + load(in_.dt_bias, head)));
-    beta_[target] = sigmoid(load(in_.b, in_.dtype, source));
-  }
-}
-
-// Rows [begin, end) of the call through `count` columns of a value head's state.
-void GatedDelta::recur(int64_t begin, int64_t end, int64_t head, int64_t column, int64_t count, float* result) {
+// Rows [begin, end) of the call through `count` columns of a value head's state. Normalizing q and k here,
+// for every value head and block of columns again, costs little and saves a start of the threads.
+void GatedDelta::recur(int64_t begin, int64_t end, int64_t head, int64_t column, int64_t count,
+                       float* scratch) {
   const VectorOps& ops = vector_ops();
   const int64_t key_head = head / (s_.value_heads / s_.key_heads);
+  const float query_scale = 1.0f / std::sqrt(static_cast<float>(s_.key_dim));
+  const float rate = std::exp(load(in_.a_log, head)), bias = load(in_.dt_bias, head);
+  float* q = scratch;
+  float* k = q + s_.key_dim;
+  float* result = k + s_.key_dim;
   for (int64_t row = begin; row < end; ++row) {
     const float* mixed = mixed_.get() + (row - begin) * channels_;
-    const int64_t gate = (row - begin) * s_.value_heads + head;
+    normalize(mixed + key_head * s_.key_dim, query_scale, q);
+    normalize(mixed + key_width_ + key_head * s_.key_dim, 1.0f, k);
+    const float a = load(in_.a, in_.dtype, row * s_.value_heads + head);
+    const float b = load(in_.b, in_.dtype, row * s_.value_heads + head);
+    const float decay = std::exp(-rate * softplus(a + bias)), beta = 1.0f / (1.0f + std::exp(-b));
     const int64_t value = head * s_.value_dim + column;
     float* state =
         recurrent_state_ + (slot_of(row) * s_.value_heads + head) * s_.key_dim * s_.value_dim + column;
-    ops.delta_step(state, s_.value_dim, s_.key_dim, count, mixed + key_head * s_.key_dim,
-                   mixed + key_width_ + key_head * s_.key_dim, mixed + 2 * key_width_ + value, decay_[gate],
-                   beta_[gate], result);
+    ops.delta_step(state, s_.value_dim, s_.key_dim, count, q, k, mixed + 2 * key_width_ + value, decay, beta,
+                   result);
     const int64_t target = row * value_width_ + value;
     if (in_.dtype == DType::kFloat32) {
       std::copy_n(result, count, static_cast<float*>(out_) + target);
@@ -161,13 +155,11 @@ int GatedDelta::run() {
   const int64_t column_blocks = (s_.value_dim + kBlockColumns - 1) / kBlockColumns;
   const int64_t items = s_.value_heads * column_blocks;
   const int workers = worker_count(items, block * 4 * s_.key_dim * value_width_);
-  const int64_t worker_floats = std::max(kBlockChannels * (block + s_.taps), kBlockColumns);
+  const int64_t worker_floats = std::max(kBlockChannels * (block + s_.taps), 2 * s_.key_dim + kBlockColumns);
   taps_ = make_scratch<float>(s_.taps * channels_);
   mixed_ = make_scratch<float>(block * channels_);
-  decay_ = make_scratch<float>(block * s_.value_heads);
-  beta_ = make_scratch<float>(block * s_.value_heads);
   const auto scratch = make_scratch<float>(workers * worker_floats);
-  if (!taps_ || !mixed_ || !decay_ || !beta_ || !scratch) {
+  if (!taps_ || !mixed_ || !scratch) {
     return kOutOfMemory;
   }
   for (int64_t w = 0; w < s_.taps; ++w) {
@@ -176,15 +168,11 @@ int GatedDelta::run() {
     }
   }
   for (int64_t begin = 0; begin < s_.rows; begin += block) {
-    const int64_t end = std::min(s_.rows, begin + block), rows = end - begin;
+    const int64_t end = std::min(s_.rows, begin + block);
     parallel_for(channel_blocks, workers, [&](int64_t item, int worker) {
       const int64_t channel = item * kBlockChannels;
       convolve(begin, end, channel, std::min(kBlockChannels, channels_ - channel),
                scratch.get() + worker * worker_floats);
-    });
-    parallel_for(rows, rows == 1 ? 1 : workers, [&](int64_t row, int) {
-      normalize(row);
-      gate(begin, row);
     });
     parallel_for(items, workers, [&](int64_t item, int worker) {
       const int64_t column = item % column_blocks * kBlockColumns;

@@ -1,6 +1,8 @@
-// CPU kernel of qwen::gated_delta: short convolution, SiLU and the gated delta rule. Thread-safe for distinct slots.
+// CPU kernel of qwen::gated_delta: short convolution, SiLU and the gated delta rule. Thread-safe for distinct
+// slots.
 //
-// T rows, S slots, Hk key heads, Hv value heads, Dk and Dv their dimensions, C = 2*Hk*Dk + Hv*Dv channels, W taps.
+// T rows, S slots, Hk key heads, Hv value heads, Dk and Dv their dimensions, C = 2*Hk*Dk + Hv*Dv channels, W
+// taps.
 #pragma once
 
 #include <cstdint>
@@ -10,10 +12,10 @@
 namespace qwen::cpu {
 
 struct GatedDeltaShape {
-  int64_t rows = 0;         // T
-  int64_t slot_ids = 0;     // 1: the rows are consecutive tokens of one slot; T: row i is one token of slot[i]
-  int64_t num_slots = 0;    // S
-  int64_t key_heads = 0;    // Hk
+  int64_t rows = 0;       // T
+  int64_t slot_ids = 0;   // 1: the rows are consecutive tokens of one slot; T: row i is one token of slot[i]
+  int64_t num_slots = 0;  // S
+  int64_t key_heads = 0;  // Hk
   int64_t value_heads = 0;  // Hv, a multiple of Hk; value head h reads key head h / (Hv / Hk)
   int64_t key_dim = 0;      // Dk
   int64_t value_dim = 0;    // Dv
@@ -31,8 +33,8 @@ struct GatedDeltaInputs {
   const int64_t* slot = nullptr;  // [slot_ids]
 };
 
-// Advances the states of the slots in place and writes out [T, Hv*Dv] in inputs.dtype. conv_state [S, C, W-1] is in
-// inputs.dtype, recurrent_state f32 [S, Hv, Dk, Dv]. Rows that name the same slot follow each other.
+// Advances the states of the slots in place and writes out [T, Hv*Dv] in inputs.dtype. conv_state [S, C, W-1]
+// is in inputs.dtype, recurrent_state f32 [S, Hv, Dk, Dv]. Rows that name the same slot follow each other.
 // Returns kOutOfRange unless every slot is in [0, S), kBadShape if the sizes contradict each other.
 int gated_delta(const GatedDeltaInputs& inputs, void* conv_state, float* recurrent_state, void* out,
                 const GatedDeltaShape& shape);

@@ -1,8 +1,8 @@
 """Short convolution and gated delta rule in plain PyTorch (Qwen3_5MoeGatedDeltaNet between its projections).
 
-T rows, S slots, Hk key heads, Hv value heads (a multiple of Hk), Dk and Dv their dimensions, C = 2*Hk*Dk + Hv*Dv
-channels, W convolution taps. Inputs are float32 or bfloat16; everything between them and the one rounding of the
-output is float32.
+T rows, S slots, Hk key heads, Hv value heads (a multiple of Hk), Dk and Dv their dimensions, W convolution
+taps, C = 2*Hk*Dk + Hv*Dv channels. Inputs are float32 or bfloat16; everything between them and the one
+rounding of the output is float32.
 """
 
 import torch

@@ -34,16 +34,18 @@ int float_linear(const Array& x, const Array& weight, void* out, const LinearSha
 
 int int8_linear(const Array& x, const int8_t* qweight, const uint16_t* scales, int64_t groups, void* out,
                 const LinearShape& shape) {
-  return linear(x, {Format::kInt8, qweight, scales, shape.out_features, shape.in_features, groups}, out, shape.tokens);
+  return linear(x, {Format::kInt8, qweight, scales, shape.out_features, shape.in_features, groups}, out,
+                shape.tokens);
 }
 
 int int4_linear(const Array& x, const uint8_t* qweight, const uint16_t* scales, int64_t groups, void* out,
                 const LinearShape& shape) {
-  return linear(x, {Format::kInt4, qweight, scales, shape.out_features, shape.in_features, groups}, out, shape.tokens);
+  return linear(x, {Format::kInt4, qweight, scales, shape.out_features, shape.in_features, groups}, out,
+                shape.tokens);
 }
 
-int int8_embedding(const int64_t* ids, const int8_t* qweight, const uint16_t* scales, int64_t groups, float* out,
-                   const EmbeddingShape& shape) {
+int int8_embedding(const int64_t* ids, const int8_t* qweight, const uint16_t* scales, int64_t groups,
+                   float* out, const EmbeddingShape& shape) {
   if (groups <= 0 || shape.hidden <= 0 || shape.hidden % groups != 0) {
     return kBadShape;
   }

@@ -1,7 +1,7 @@
 // CPU kernels of qwen::float_linear, int8_linear, int4_linear and int8_embedding. Thread-safe.
 //
-// T tokens, K in-features, N out-features, G = K / groups in-features that share a scale, V vocabulary, D hidden size.
-// Scales are bfloat16 bits. Products accumulate in float32.
+// T tokens, K in-features, N out-features, G = K / groups in-features that share a scale, V vocabulary, D
+// hidden size. Scales are bfloat16 bits. Products accumulate in float32.
 #pragma once
 
 #include <cstdint>
@@ -24,8 +24,8 @@ int float_linear(const Array& x, const Array& weight, void* out, const LinearSha
 int int8_linear(const Array& x, const int8_t* qweight, const uint16_t* scales, int64_t groups, void* out,
                 const LinearShape& shape);
 
-// As above with two codes a byte: weight[n, k] = (code - 8) * scales[n, k / G]; qweight u8 [N, K/2], the low half is the
-// even k. Returns kBadShape if K is odd or `groups` does not divide it.
+// As above with two codes a byte: weight[n, k] = (code - 8) * scales[n, k / G]; qweight u8 [N, K/2], the low
+// half is the even k. Returns kBadShape if K is odd or `groups` does not divide it.
 int int4_linear(const Array& x, const uint8_t* qweight, const uint16_t* scales, int64_t groups, void* out,
                 const LinearShape& shape);
 
@@ -37,7 +37,7 @@ struct EmbeddingShape {
 
 // out f32 [T, D] = the dequantized rows `ids` [T] of qweight i8 [V, D], scales [V, groups].
 // Returns kOutOfRange unless every id is in [0, V), kBadShape unless `groups` divides D.
-int int8_embedding(const int64_t* ids, const int8_t* qweight, const uint16_t* scales, int64_t groups, float* out,
-                   const EmbeddingShape& shape);
+int int8_embedding(const int64_t* ids, const int8_t* qweight, const uint16_t* scales, int64_t groups,
+                   float* out, const EmbeddingShape& shape);
 
 }  // namespace qwen::cpu

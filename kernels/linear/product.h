@@ -26,17 +26,17 @@ Matrix float_matrix(const Array& weight, int64_t rows, int64_t columns);
 // Inputs are padded with zeros to this many columns.
 int64_t padded(int64_t columns);
 
-// Writes `columns` elements of x as padded(columns) floats, in the order in which `format` is multiplied. A row may be
-// prepared in pieces whose lengths, but the last, are multiples of 32.
+// Writes `columns` elements of x as padded(columns) floats, in the order in which `format` is multiplied. A
+// row may be prepared in pieces whose lengths, but the last, are multiples of 32.
 void prepare_input(Format format, const void* x, DType dtype, int64_t columns, float* out);
 
 // The scratch that multiply() wants, in floats.
 int64_t multiply_scratch(const Matrix& w);
 
-// out[t * out_stride + row - row_begin] = w[row] . x[t] for the rows [row_begin, row_end) and every token; x[t] points to
-// a prepared input. A result is bit-identical however rows and tokens are split over calls.
-void multiply(const Matrix& w, int64_t row_begin, int64_t row_end, const float* const* x, int64_t tokens, float* out,
-              int64_t out_stride, float* scratch);
+// out[t * out_stride + row - row_begin] = w[row] . x[t] for the rows [row_begin, row_end) and every token;
+// x[t] points to a prepared input. A result is bit-identical however rows and tokens are split over calls.
+void multiply(const Matrix& w, int64_t row_begin, int64_t row_end, const float* const* x, int64_t tokens,
+              float* out, int64_t out_stride, float* scratch);
 
 // out f32 [tokens, w.rows] = x [tokens, w.columns] times w transposed, on all threads. Returns a status code.
 int multiply_all(const Array& x, const Matrix& w, int64_t tokens, float* out);

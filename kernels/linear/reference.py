@@ -1,7 +1,7 @@
 """Weight-only quantized matrix products in plain PyTorch.
 
-T tokens, K in-features, N out-features, G group size (consecutive in-features sharing a scale), V vocabulary, D hidden
-size. x is float32 or bfloat16; products accumulate in float32.
+T tokens, K in-features, N out-features, G group size (consecutive in-features sharing a scale), V vocabulary,
+D hidden size. x is float32 or bfloat16; products accumulate in float32.
 """
 
 import torch
@@ -42,7 +42,7 @@ def int8_linear(x: torch.Tensor, qweight: torch.Tensor, scales: torch.Tensor) ->
 
 
 def int4_linear(x: torch.Tensor, qweight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """x [T, K], qweight u8 [N, K/2] (packed as `pack_int4` does), scales bf16 [N, K/G] -> [T, N] in x.dtype."""
+    """x [T, K], qweight u8 [N, K/2] as of `pack_int4`, scales bf16 [N, K/G] -> [T, N] in x.dtype."""
     return float_linear(x, dequantize_int4(qweight, scales))
 
 
@@ -52,6 +52,6 @@ def int8_embedding(ids: torch.Tensor, qweight: torch.Tensor, scales: torch.Tenso
     Raises:
         IndexError: an id is out of range.
     """
-    if ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < qweight.shape[0]):
+    if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= qweight.shape[0]):
         raise IndexError(f"int8_embedding: an id is not in [0, {qweight.shape[0]})")
     return dequantize(qweight[ids], scales[ids])

@@ -1,6 +1,6 @@
 """The router and the routed experts.
 
-T tokens, D hidden size, E experts, I intermediate size of one expert, A experts a token (top_k), G group size.
+T tokens, D hidden size, E experts, I intermediate size of an expert, A experts a token (top_k), G group size.
 """
 
 import torch

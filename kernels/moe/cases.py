@@ -13,7 +13,8 @@ Arguments = tuple[torch.Tensor, ...]
 class MoeCase:
     """x [tokens, hidden]; `experts` of width `intermediate`, `top_k` a token; `group` in-features a scale.
 
-    routing: "random", "one" (every token's first choice is expert 0) or "few" (the last half of the experts idle).
+    routing: "random", "one" (every token's first choice is expert 0) or "few" (the last half of the experts
+        idle).
     """
 
     tokens: int
@@ -73,6 +74,8 @@ def int4_arguments(case: MoeCase, generator: torch.Generator) -> Arguments:
     weights = []
     for rows, columns in ((2 * case.intermediate, case.hidden), (case.hidden, case.intermediate)):
         codes = torch.randint(-8, 8, (case.experts, rows, columns), generator=generator, dtype=torch.int8)
-        scales = torch.rand(case.experts, rows, columns // case.group, generator=generator) * 0.2 * columns**-0.5
+        scales = (
+            torch.rand(case.experts, rows, columns // case.group, generator=generator) * 0.2 * columns**-0.5
+        )
         weights += [pack_int4(codes), scales.bfloat16()]
     return (*_choices(case, generator), *weights)

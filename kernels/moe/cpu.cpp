@@ -59,8 +59,8 @@ int Grouping::build(const int64_t* ids, const MoeShape& shape) {
   return kOk;
 }
 
-int moe(const Array& x, const int64_t* ids, const float* weights, const Matrix& gate_up, const Matrix& down, void* out,
-        const MoeShape& shape) {
+int moe(const Array& x, const int64_t* ids, const float* weights, const Matrix& gate_up, const Matrix& down,
+        void* out, const MoeShape& shape) {
   const int64_t hidden = shape.hidden, inner = shape.intermediate;
   if (!gate_up.valid() || !down.valid() || shape.tokens < 0 || shape.top_k <= 0) {
     return kBadShape;
@@ -116,8 +116,8 @@ int moe(const Array& x, const int64_t* ids, const float* weights, const Matrix& 
   parallel_for(groups.num_active * hidden_blocks, workers, [&](int64_t item, int worker) {
     const int64_t e = groups.active[item / hidden_blocks], row = item % hidden_blocks * kBlock;
     const int64_t first = groups.begin[e], count = groups.begin[e + 1] - first;
-    multiply(down, e * hidden + row, e * hidden + std::min(hidden, row + kBlock), activation_rows + first, count,
-             outputs.get() + first * hidden + row, hidden, scratch.get() + worker * worker_floats);
+    multiply(down, e * hidden + row, e * hidden + std::min(hidden, row + kBlock), activation_rows + first,
+             count, outputs.get() + first * hidden + row, hidden, scratch.get() + worker * worker_floats);
   });
   parallel_for(shape.tokens, worker_count(shape.tokens, choices * hidden), [&](int64_t t, int worker) {
     const bool wide = x.dtype == DType::kFloat32;
@@ -133,7 +133,8 @@ int moe(const Array& x, const int64_t* ids, const float* weights, const Matrix& 
   return kOk;
 }
 
-// Writes the `top_k` largest of logits [E], largest first, the lowest index first of equals, and marks them in `taken`.
+// Writes the `top_k` largest of logits [E], largest first, the lowest index first of equals, and marks them
+// in `taken`.
 void select(const float* logits, int64_t experts, int64_t top_k, bool* taken, int64_t* ids) {
   std::fill_n(taken, experts, false);
   for (int64_t a = 0; a < top_k; ++a) {
@@ -182,22 +183,20 @@ int router(const Array& x, const Array& weight, int64_t* ids, float* weights, co
   return kOk;
 }
 
-int float_moe(const Array& x, const int64_t* ids, const float* weights, const Array& gate_up, const Array& down,
-              void* out, const MoeShape& shape) {
+int float_moe(const Array& x, const int64_t* ids, const float* weights, const Array& gate_up,
+              const Array& down, void* out, const MoeShape& shape) {
   return moe(x, ids, weights, float_matrix(gate_up, shape.experts * 2 * shape.intermediate, shape.hidden),
              float_matrix(down, shape.experts * shape.hidden, shape.intermediate), out, shape);
 }
 
 int int4_moe(const Array& x, const int64_t* ids, const float* weights, const Int4Experts& experts, void* out,
              const MoeShape& shape) {
-  const Matrix gate_up = {Format::kInt4,
-                          experts.gate_up_qweight,
-                          experts.gate_up_scales,
-                          shape.experts * 2 * shape.intermediate,
-                          shape.hidden,
-                          experts.gate_up_groups};
-  const Matrix down = {Format::kInt4,        experts.down_qweight, experts.down_scales, shape.experts * shape.hidden,
-                       shape.intermediate, experts.down_groups};
+  const Matrix gate_up = {Format::kInt4,          experts.gate_up_qweight,
+                          experts.gate_up_scales, shape.experts * 2 * shape.intermediate,
+                          shape.hidden,           experts.gate_up_groups};
+  const Matrix down = {Format::kInt4,       experts.down_qweight,
+                       experts.down_scales, shape.experts * shape.hidden,
+                       shape.intermediate,  experts.down_groups};
   return moe(x, ids, weights, gate_up, down, out, shape);
 }
 

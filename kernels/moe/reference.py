@@ -1,7 +1,7 @@
 """Top-k routing and the experts' SwiGLU in plain PyTorch (Qwen3_5MoeTopKRouter and Qwen3_5MoeExperts).
 
-T tokens, D hidden size, E experts, I intermediate size of one expert, A experts a token (top_k), G group size. x is
-float32 or bfloat16; everything between the input and the one rounding of the output is float32.
+T tokens, D hidden size, E experts, I intermediate size of one expert, A experts a token (top_k), G group
+size. x is float32 or bfloat16; everything between the input and the one rounding of the output is float32.
 """
 
 from collections.abc import Callable
@@ -15,8 +15,8 @@ from ..linear.reference import dequantize_int4, float_linear
 def router(x: torch.Tensor, weight: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """x [T, D], weight [E, D] -> ids i64 [T, A], weights f32 [T, A], by descending weight.
 
-    The logits and the weights are rounded to x.dtype, as Hugging Face does; the weights of a token sum to 1 (before
-    that rounding). Of equal logits the lowest expert comes first.
+    The logits and the weights are rounded to x.dtype, as Hugging Face does; the weights of a token sum to 1
+    (before that rounding). Of equal logits the lowest expert comes first.
     """
     logits = float_linear(x, weight).float()
     ids = logits.sort(dim=-1, descending=True, stable=True).indices[:, :top_k].contiguous()
@@ -29,8 +29,8 @@ def float_moe(
 ) -> torch.Tensor:
     """Sums weight * down_e(silu(gate_e(x)) * up_e(x)) over each token's experts.
 
-    x [T, D], ids i64 [T, A] in [0, E), weights f32 [T, A], gate_up [E, 2I, D] (gate rows, then up rows), down [E, D, I]
-    -> [T, D] in x.dtype.
+    x [T, D], ids i64 [T, A] in [0, E), weights f32 [T, A], gate_up [E, 2I, D] (gate rows, then up rows), down
+    [E, D, I] -> [T, D] in x.dtype.
 
     Raises:
         IndexError: an id is out of range.
@@ -47,7 +47,7 @@ def int4_moe(
     down_qweight: torch.Tensor,
     down_scales: torch.Tensor,
 ) -> torch.Tensor:
-    """As `float_moe` with gate_up u8 [E, 2I, D/2], bf16 [E, 2I, D/G] and down u8 [E, D, I/2], bf16 [E, D, I/G].
+    """As `float_moe`, with qweights u8 [E, 2I, D/2], [E, D, I/2] and scales bf16 [E, 2I, D/G], [E, D, I/G].
 
     Raises:
         IndexError: an id is out of range.

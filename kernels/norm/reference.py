@@ -14,8 +14,8 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 def gated_rms_norm(x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """x, gate [..., D], weight [D] around one -> x / rms(x) * weight * silu(gate), rounded to x.dtype.
 
-    The normalized value is rounded to x.dtype before the weight, and weighted in their common dtype, as Hugging Face
-    does.
+    The normalized value is rounded to x.dtype before the weight, and weighted in their common dtype, as
+    Hugging Face does.
     """
     wide = x.float()
     normalized = (wide * torch.rsqrt(wide.pow(2).mean(dim=-1, keepdim=True) + eps)).to(x.dtype)

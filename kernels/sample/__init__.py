@@ -34,8 +34,8 @@ def _sample(
 
 register(
     "sample(Tensor logits, Tensor tokens, Tensor position, Tensor slot, Tensor(a!) seen, Tensor temperature, "
-    "Tensor top_k, Tensor top_p, Tensor min_p, Tensor presence_penalty, Tensor repetition_penalty, Tensor seed, "
-    "Tensor generated_from) -> Tensor",
+    "Tensor top_k, Tensor top_p, Tensor min_p, Tensor presence_penalty, Tensor repetition_penalty, "
+    "Tensor seed, Tensor generated_from) -> Tensor",
     reference.sample,
     _sample,
 )

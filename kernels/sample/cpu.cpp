@@ -36,12 +36,14 @@ double gumbel(int64_t id, int64_t position, int64_t seed) {
 // A session's logits and what of them is still kept.
 class Candidates {
  public:
-  Candidates(float* logits, int64_t* ids, int64_t vocabulary) : logits_(logits), ids_(ids), vocabulary_(vocabulary) {}
+  Candidates(float* logits, int64_t* ids, int64_t vocabulary)
+      : logits_(logits), ids_(ids), vocabulary_(vocabulary) {}
 
   int64_t best() const { return std::max_element(logits_, logits_ + vocabulary_) - logits_; }
 
   void penalize(const float* raw, const uint8_t* seen, float presence, float repetition);
-  // Subtracts the largest logit, so that no temperature above zero overflows, and keeps what is above -infinity.
+  // Subtracts the largest logit, so that no temperature above zero overflows, and keeps what is above
+  // -infinity.
   void scale(float temperature, int64_t best);
   void keep_top_k(int64_t k);
   void keep_top_p(float p);
@@ -49,8 +51,8 @@ class Candidates {
   int64_t draw(int64_t position, int64_t seed) const;
 
  private:
-  float* logits_;      // [V]
-  int64_t* ids_;       // [V], the first count_ are kept; ascending until keep_top_p
+  float* logits_;  // [V]
+  int64_t* ids_;   // [V], the first count_ are kept; ascending until keep_top_p
   int64_t vocabulary_;
   int64_t count_ = 0;
 };
@@ -82,7 +84,8 @@ void Candidates::keep_top_k(int64_t k) {
   if (k <= 0 || k >= count_) {
     return;
   }
-  // A heap of the k largest seen so far, the least of them in front: for the usual small k, one comparison a token.
+  // A heap of the k largest seen so far, the least of them in front: for the usual small k, one comparison a
+  // token.
   const auto least_first = [this](int64_t a, int64_t b) { return logits_[a] > logits_[b]; };
   int64_t* heap_end = ids_ + k;
   std::make_heap(ids_, heap_end, least_first);
@@ -95,7 +98,8 @@ void Candidates::keep_top_k(int64_t k) {
   }
   const float threshold = logits_[ids_[0]];
   // What equals the k-th stays too.
-  count_ = std::partition(ids_ + k, ids_ + count_, [&](int64_t id) { return logits_[id] >= threshold; }) - ids_;
+  count_ =
+      std::partition(ids_ + k, ids_ + count_, [&](int64_t id) { return logits_[id] >= threshold; }) - ids_;
 }
 
 void Candidates::keep_top_p(float p) {
@@ -128,7 +132,8 @@ void Candidates::keep_min_p(float p) {
   }
   // The largest logit is 0, and is kept by every filter.
   const float least = std::min(p, 1.0f);
-  count_ = std::remove_if(ids_, ids_ + count_, [&](int64_t id) { return std::exp(logits_[id]) < least; }) - ids_;
+  count_ =
+      std::remove_if(ids_, ids_ + count_, [&](int64_t id) { return std::exp(logits_[id]) < least; }) - ids_;
 }
 
 int64_t Candidates::draw(int64_t position, int64_t seed) const {
@@ -149,8 +154,8 @@ int64_t Candidates::draw(int64_t position, int64_t seed) const {
   return chosen;
 }
 
-int64_t choose(const float* logits, const uint8_t* seen, const Settings& settings, int64_t position, float* scratch,
-               int64_t* ids, int64_t vocabulary) {
+int64_t choose(const float* logits, const uint8_t* seen, const Settings& settings, int64_t position,
+               float* scratch, int64_t* ids, int64_t vocabulary) {
   Candidates candidates(scratch, ids, vocabulary);
   candidates.penalize(logits, seen, settings.presence, settings.repetition);
   const int64_t best = candidates.best();
@@ -193,12 +198,11 @@ int sample(const SampleInputs& in, uint8_t* seen, int64_t* next, const SampleSha
         position >= in.generated_from[session] ? kGeneratedBit : kPromptBit;
   }
   for (int64_t i = 0; i < sessions; ++i) {
-    const Settings settings = {in.temperature[i],      in.top_k[i],
-                               in.top_p[i],            in.min_p[i],
-                               in.presence_penalty[i], in.repetition_penalty[i],
-                               in.seed[i]};
-    next[i] = choose(in.logits + i * vocabulary, seen + in.slot[i] * vocabulary, settings, in.position[i] + rows - 1,
-                     logits.get(), ids.get(), vocabulary);
+    const Settings settings = {
+        in.temperature[i],        in.top_k[i], in.top_p[i], in.min_p[i], in.presence_penalty[i],
+        in.repetition_penalty[i], in.seed[i]};
+    next[i] = choose(in.logits + i * vocabulary, seen + in.slot[i] * vocabulary, settings,
+                     in.position[i] + rows - 1, logits.get(), ids.get(), vocabulary);
   }
   return kOk;
 }

@@ -1,5 +1,5 @@
-// CPU kernel of qwen::sample: penalties, temperature, top-k, top-p, min-p and the seeded draw. Thread-safe for distinct
-// slots.
+// CPU kernel of qwen::sample: penalties, temperature, top-k, top-p, min-p and the seeded draw. Thread-safe
+// for distinct slots.
 //
 // B sessions, T tokens of the call, S slots, V vocabulary.
 #pragma once
@@ -32,8 +32,9 @@ struct SampleInputs {
   const int64_t* generated_from = nullptr;    // [B] first position whose input token counts as generated
 };
 
-// Marks the input tokens in seen u8 [S, V] (bit 0 prompt, bit 1 generated), then writes the tokens to come, next [B].
-// Returns kOutOfRange unless every slot is in [0, S), every token in [0, V) and every position >= 0.
+// Marks the input tokens in seen u8 [S, V] (bit 0 prompt, bit 1 generated), then writes the tokens to come,
+// next [B]. Returns kOutOfRange unless every slot is in [0, S), every token in [0, V) and every position >=
+// 0.
 int sample(const SampleInputs& inputs, uint8_t* seen, int64_t* next, const SampleShape& shape);
 
 }  // namespace qwen::cpu

@@ -1,4 +1,5 @@
-// Philox4x32-10, the counter-based generator (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
+// Philox4x32-10, the counter-based generator (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
+// 2011).
 #pragma once
 
 #include <array>

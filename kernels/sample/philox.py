@@ -1,4 +1,6 @@
-"""Philox4x32-10, the counter-based generator (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011)."""
+"""Philox4x32-10, the counter-based generator (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
+2011).
+"""
 
 import torch
 
@@ -13,8 +15,8 @@ Words = tuple[torch.Tensor, ...]
 def philox(counter: Words, key: Words) -> Words:
     """Four 32-bit counter words and two 32-bit key words -> four random 32-bit words.
 
-    Every word is an i64 tensor of values in [0, 2^32); shapes broadcast. The 64-bit products wrap in i64; masking
-    after the shift makes the high word right whatever the sign.
+    Every word is an i64 tensor of values in [0, 2^32); shapes broadcast. The 64-bit products wrap in i64;
+    masking after the shift makes the high word right whatever the sign.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key

@@ -1,7 +1,8 @@
 """The next token in plain PyTorch: penalties, temperature, top-k, top-p, min-p, then a seeded draw.
 
-B sessions, T tokens of the call, S slots, V vocabulary. A draw depends on (logits, seed, position) alone: the token
-with the largest sum of log-probability and Gumbel noise, where the noise of a token is a hash of (seed, position, id).
+B sessions, T tokens of the call, S slots, V vocabulary. A draw depends on (logits, seed, position) alone: the
+token with the largest sum of log-probability and Gumbel noise, where the noise of a token is a hash of (seed,
+position, id).
 """
 
 import torch
@@ -40,7 +41,8 @@ def sample(
         top_p: f32 [B], keeps the most likely tokens until their probabilities reach it; 1 is off.
         min_p: f32 [B], drops tokens less likely than this times the most likely one; 0 is off.
         presence_penalty: f32 [B], subtracted from the logits of generated tokens; 0 is off.
-        repetition_penalty: f32 [B] > 0, divides positive and multiplies negative logits of seen tokens; 1 is off.
+        repetition_penalty: f32 [B] > 0, divides positive and multiplies negative logits of seen tokens; 1 is
+            off.
         seed: i64 [B].
         generated_from: i64 [B], the position from which input tokens count as generated, not as prompt.
 
