@@ -209,17 +209,25 @@ def categories() -> ModuleType:
     return module
 
 
-def test_unicode_table_is_that_of_tokenizers(categories: ModuleType) -> None:
+@pytest.fixture(scope="module")
+def probed(categories: ModuleType) -> list[int]:
+    table: list[int] = categories.probe()
+    return table
+
+
+def test_unicode_table_is_that_of_tokenizers(categories: ModuleType, probed: list[int]) -> None:
     """All 1 112 064 code points, measured on the installed `tokenizers`."""
     committed = (ROOT / "runner" / "unicode_categories_data.cpp").read_text(encoding="utf-8")
-    expected = categories.source(categories.probe(), "")
+    expected = categories.source(probed, "")
     assert committed.splitlines()[1:] == expected.splitlines()[1:], "run runner/unicode_categories.py again"
 
 
-def test_code_points_where_properties_change(categories: ModuleType, tmp_path: Path) -> None:
+def test_code_points_where_properties_change(
+    categories: ModuleType, probed: list[int], tmp_path: Path
+) -> None:
     """Each side of each border, between letters, digits, marks, spaces and punctuation."""
     pair = load_pair(small_spec(), tmp_path / "tokenizer.json")
-    starts = [start for start, _ in categories.runs(categories.probe())]
+    starts = [start for start, _ in categories.runs(probed)]
     points = sorted({c for start in starts for c in (start - 1, start) if c > 0 and not 0xD800 <= c < 0xE000})
     around = ("a{0}b", "1{0}2", " {0} ", "!{0}!", "'{0}", "\n{0}\n", "e\u0301{0}\u0316", "\u0345{0}\u0334")
     check_equal(pair, ["|".join(form.format(chr(c)) for form in around).encode() for c in points])
