@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 import torch
+from executorch.backends.aoti.aoti_partitioner import AotiPartitioner
 from executorch.exir import (
     EdgeCompileConfig,
     ExecutorchBackendConfig,
@@ -13,12 +13,16 @@ from executorch.exir import (
     to_edge_transform_and_lower,
 )
 from executorch.exir.backend.compile_spec_schema import CompileSpec
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
 from . import contract
-from .backend import METHOD_KEY, compiling
+from .backend import METHOD_KEY, Shell, delegating
+from .compile import CompiledMethod, compile_method
 from .model import Model
+
+ASSEMBLE = "assemble the program"
+STAGES = (*(f"{verb} {name}" for name in contract.METHODS for verb in ("trace", "compile")), ASSEMBLE)
 
 
 def lower(
@@ -28,41 +32,52 @@ def lower(
 
     Args:
         chunk: most tokens of a prefill call.
-        metadata: constant methods of the program: `get_<name>` returns the value.
-        on_stage: called with what is about to be done.
+        metadata: constant methods of the program: `get_<name>` returns the value. Among them vocab_size.
+        on_stage: called with each of `STAGES` as it begins.
     """
-    from executorch.backends.aoti.aoti_partitioner import AotiPartitioner
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        on_stage("trace prefill and decode")
-        methods = trace(model, chunk)
-        partitioners = {
-            name: [AotiPartitioner(contract.BACKEND_ID, [CompileSpec(METHOD_KEY, name.encode())])]
-            for name in methods
-        }
-        with compiling(lambda name: on_stage(f"compile {name}")):
-            edge = to_edge_transform_and_lower(
-                methods,
-                partitioner=partitioners,
-                compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
-                constant_methods={f"get_{name}": value for name, value in metadata.items()},
-            )
-        on_stage("assemble the program")
-        return edge.to_executorch(ExecutorchBackendConfig())
+    compiled = {}
+    for name in contract.METHODS:
+        on_stage(f"trace {name}")
+        method = trace(model, name, chunk)
+        on_stage(f"compile {name}")
+        compiled[name] = compile_method(name, method)
+    on_stage(ASSEMBLE)
+    return assemble(compiled, chunk=chunk, metadata=metadata)
 
 
-def trace(model: Model, chunk: int) -> dict[str, ExportedProgram]:
-    """Both methods of `model`, by name. Prefill takes 2 to `chunk` tokens, and is traced at the most."""
-    length = Dim("T", min=2, max=chunk)
+def trace(module: nn.Module, method: str, chunk: int) -> ExportedProgram:
+    """Exports `module`, which has the inputs of `Model.forward`, as `method`.
+
+    Prefill takes 2 to `chunk` tokens and is traced at the most: Inductor sizes buffers by what it is shown.
+    """
+    length, dynamic = 1, None
+    if method == contract.PREFILL:
+        length = chunk
+        if chunk > 2:
+            dynamic = ({1: Dim("T", min=2, max=chunk)}, *(None for _ in contract.ROW_INPUTS))
+    if isinstance(module, Shell):
+        dynamic = None if dynamic is None else (dynamic,)
     with torch.no_grad():
-        prefill = export(
-            model,
-            _example_inputs(chunk),
-            dynamic_shapes=({1: length}, *(None for _ in contract.ROW_INPUTS)),
+        return export(module, _example_inputs(length), dynamic_shapes=dynamic)
+
+
+def assemble(
+    methods: dict[str, CompiledMethod], *, chunk: int, metadata: dict[str, int]
+) -> ExecutorchProgramManager:
+    """The program that delegates to `methods`."""
+    shells = {name: trace(Shell(metadata["vocab_size"]), name, chunk) for name in methods}
+    partitioners = {
+        name: [AotiPartitioner(contract.BACKEND_ID, [CompileSpec(METHOD_KEY, name.encode())])]
+        for name in methods
+    }
+    with delegating(methods):
+        edge = to_edge_transform_and_lower(
+            shells,
+            partitioner=partitioners,
+            compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
+            constant_methods={f"get_{name}": value for name, value in metadata.items()},
         )
-        decode = export(model, _example_inputs(1))
-    return {contract.PREFILL: prefill, contract.DECODE: decode}
+    return edge.to_executorch(ExecutorchBackendConfig())
 
 
 def _example_inputs(length: int) -> tuple[Tensor, ...]:

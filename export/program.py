@@ -21,6 +21,7 @@ from .chat_template import derive_chat_pieces
 from .checkpoint import Checkpoint
 from .errors import ExportError
 from .json_file import read_json_object
+from .lower import STAGES as LOWER_STAGES
 from .lower import lower
 from .manifest import HashingFile, describe, write_manifest
 from .model import Model
@@ -28,14 +29,8 @@ from .options import ExportOptions
 from .staging import staged_folder
 from .weights import CheckpointWeights
 
-READ, CHAT, TRACE, ASSEMBLE, WRITE = (
-    "read the weights",
-    "derive the chat pieces",
-    "trace prefill and decode",
-    "assemble the program",
-    "write the program",
-)
-STAGES = (READ, CHAT, TRACE, *(f"compile {name}" for name in contract.METHODS), ASSEMBLE, WRITE)
+READ, CHAT, WRITE = "read the weights", "derive the chat pieces", "write the program"
+STAGES = (READ, CHAT, *LOWER_STAGES, WRITE)
 
 
 def write_program(

@@ -1,0 +1,90 @@
+"""Compiles a method to one shared library with AOTInductor, its weights outside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from . import contract
+from .elf import undefined_symbols
+from .errors import ExportError
+from .isa import baseline_isa
+
+
+@dataclass(frozen=True)
+class CompiledMethod:
+    """library: the shared object's bytes. weights, state: what it reads and what it mutates, by qualified name."""
+
+    library: bytes
+    weights: dict[str, Tensor]
+    state: dict[str, Tensor]
+
+
+def compile_method(name: str, program: ExportedProgram) -> CompiledMethod:
+    """Compiles the method `name`.
+
+    Raises:
+        ExportError: the result would need what the runner does not have, or the C++ compiler failed.
+    """
+    module = program.module(check_guards=False)
+    try:
+        with torch.no_grad(), baseline_isa():
+            produced = torch._inductor.aot_compile(
+                module, program.example_inputs[0], options=compile_options()
+            )
+    except torch._inductor.exc.CppCompileError as error:
+        reason = next((line for line in str(error).splitlines() if "error:" in line), str(error).split("\n")[0])
+        raise ExportError(f"{name}: the C++ compiler failed: {reason.strip()}") from error
+    libraries = [Path(item) for item in produced if isinstance(item, str) and item.endswith(".so")]
+    tables = [item for item in produced if isinstance(item, dict)]
+    if len(libraries) != 1 or len(tables) != 1:
+        raise ExportError(f"{name}: Inductor produced {produced}; one library and one table of weights expected")
+    _check_symbols(name, libraries[0])
+    weights = {key: tensor.detach() for key, tensor in module.named_parameters()}
+    state = dict(module.named_buffers())
+    _check_constants(name, set(tables[0]), weights, state)
+    return CompiledMethod(libraries[0].read_bytes(), weights, state)
+
+
+def compile_options() -> dict[str, Any]:
+    """Inductor's options. `pickle_weights` gives the weights back in memory, by name."""
+    return {
+        "aot_inductor.link_libtorch": False,
+        "aot_inductor.package": True,
+        "aot_inductor.package_constants_in_so": False,
+        "aot_inductor.package_constants_on_disk_format": "pickle_weights",
+        "aot_inductor.custom_ops_to_c_shims": contract.shim_declarations(),
+        "aot_inductor.compile_wrapper_opt_level": "O0",
+        # Or weights of up to 8 elements become literals in the code.
+        "always_keep_tensor_constants": True,
+        # Building the headers' precompiled form costs 7 s and leaves 290 MB behind; using it saves 2 s a method.
+        "aot_inductor.precompile_headers": False,
+        # What Inductor generates is small beside the operators, which have threads of their own; otherwise the
+        # exporting machine's number of cores would be compiled in.
+        "cpp.threads": 1,
+    }
+
+
+def _check_symbols(method: str, library: Path) -> None:
+    needed = {name for name in undefined_symbols(library) if name.lower().startswith("aoti")}
+    unknown = sorted(needed - contract.ALLOWED_SYMBOLS)
+    if unknown:
+        raise ExportError(f"{method}: the compiled code calls {', '.join(unknown)}, which no runner has")
+
+
+def _check_constants(
+    method: str, constants: set[str], weights: dict[str, Tensor], state: dict[str, Tensor]
+) -> None:
+    """The compiled code's constants must be the model's weights and state, every one and no other."""
+    expected = weights.keys() | state.keys()
+    for name in sorted(constants ^ expected):
+        problem = "is unused" if name in expected else "is neither a weight nor state"
+        raise ExportError(f"{method}: constant {name} of the compiled code {problem}")
+    for name, tensor in weights.items():
+        if not tensor.is_contiguous():
+            raise ExportError(f"{method}: weight {name} is not contiguous")
