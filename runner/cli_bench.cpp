@@ -31,7 +31,7 @@ struct Samples {
   const char* name;  // of the field of Timings and in the JSON
   const char* label;
   const char* unit;
-  double Timings::*field;
+  double Timings::* field;
   std::vector<double> values = {};
 
   double mean() const {

@@ -92,7 +92,7 @@ std::string plain(const json& value) {
 }
 
 std::string row(const std::string& label, const std::string& value) {
-  constexpr size_t kLabelWidth = 28;
+  constexpr size_t kLabelWidth = 34;
   return label + std::string(label.size() < kLabelWidth ? kLabelWidth - label.size() : 1, ' ') + value + "\n";
 }
 

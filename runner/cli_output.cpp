@@ -12,8 +12,8 @@ namespace qwen::cli {
 namespace {
 
 bool shares_a_line_with_messages() {
-  struct stat out {};
-  struct stat err {};
+  struct stat out{};
+  struct stat err{};
   return isatty(STDOUT_FILENO) != 0 || (fstat(STDOUT_FILENO, &out) == 0 && fstat(STDERR_FILENO, &err) == 0 &&
                                         out.st_dev == err.st_dev && out.st_ino == err.st_ino);
 }

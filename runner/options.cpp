@@ -173,7 +173,9 @@ Result<GenerateOptions> make_generate_options(const Manifest& manifest, const js
   GenerateOptions options;
   options.sampling = manifest.sampling;
   bool seeded = false;
-  for (const auto& [name, value] : values.items()) {
+  for (const auto& item : values.items()) {
+    const std::string& name = item.key();
+    const json& value = item.value();
     const auto* spec = std::find_if(std::begin(kOptions), std::end(kOptions),
                                     [&](const OptionSpec& s) { return s.name == name; });
     if (spec == std::end(kOptions)) {
