@@ -20,7 +20,7 @@ struct ConstantInfo {
   std::string internal_name;  // what binding takes
   std::string name;           // fully qualified name in the exported model
   ScalarType dtype;
-  size_t bytes;
+  size_t bytes;  // of the storage it had at export
 };
 
 class Container {

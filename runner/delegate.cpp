@@ -63,11 +63,13 @@ Status bind_constants(Container& container, const std::string& method, const et:
     if (!is_state) {
       QWEN_ASSIGN_OR_RETURN(tensor, context.constants.weight(data, constant.name));
     }
-    if (tensor->dtype != constant.dtype || tensor->storage->bytes != constant.bytes) {
+    // The container states the size of the exported tensor's storage, which may be padded.
+    const size_t bytes = tensor->storage->bytes;
+    if (tensor->dtype != constant.dtype || bytes > constant.bytes) {
       return corrupt("holds " + constant.name + " as " + tensor->shape() + ", its code expects " +
                      std::to_string(constant.bytes) + " bytes of " + to_string(constant.dtype));
     }
-    context.bound.push_back({method, constant.name, tensor->data(), constant.bytes, is_state});
+    context.bound.push_back({method, constant.name, tensor->data(), bytes, is_state});
     tensors.push_back(tensor);
   }
   return container.bind(tensors);
