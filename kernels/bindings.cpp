@@ -3,7 +3,6 @@
 // Each function takes the operator's arguments in its order, then the output arrays, and returns a status
 // code. Arrays are C-contiguous; bfloat16 is uint16. Sizes are read off the arrays; what they hold is the
 // kernel's to check.
-#include <omp.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
@@ -14,6 +13,7 @@
 #include "kernels/gated_delta/cpu.h"
 #include "kernels/linear/cpu.h"
 #include "kernels/moe/cpu.h"
+#include "kernels/parallel.h"
 #include "kernels/sample/cpu.h"
 #include "kernels/sample/philox.h"
 #include "kernels/vector.h"
@@ -155,8 +155,8 @@ PYBIND11_MODULE(_kernels, m) {
   m.attr("OUT_OF_RANGE") = cpu::kOutOfRange;
   m.attr("OUT_OF_MEMORY") = cpu::kOutOfMemory;
   m.def("isa", [] { return cpu::vector_ops().name; }, "The instruction set in use: v4, v3 or base.");
-  m.def("get_max_threads", &omp_get_max_threads, "Threads that the kernels use at most.");
-  m.def("set_num_threads", &omp_set_num_threads, "Threads that the kernels use from now on.");
+  m.def("max_threads", &cpu::max_threads, "Threads that the kernels use at most.");
+  m.def("set_max_threads", &cpu::set_max_threads, "Threads that the kernels use from now on.");
   m.def("float_linear", &float_linear);
   m.def("int8_linear", &int8_linear);
   m.def("int4_linear", &int4_linear);

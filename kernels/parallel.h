@@ -7,8 +7,10 @@
 #include <memory>
 #include <new>
 
-#if defined(_OPENMP)
+// clang-tidy follows GCC's -fopenmp without having its header.
+#if defined(_OPENMP) && __has_include(<omp.h>)
 #include <omp.h>
+#define QWEN_OPENMP 1
 #endif
 
 namespace qwen::cpu {
@@ -17,23 +19,35 @@ namespace qwen::cpu {
 // more than they save, the more so where other processes want the cores.
 inline constexpr int64_t kParallelWork = 1 << 19;
 
+// Threads of a call that is worth them all.
+inline int max_threads() {
+#if defined(QWEN_OPENMP)
+  return omp_get_max_threads();
+#else
+  return 1;
+#endif
+}
+
+// Sets max_threads() for calls from this thread.
+inline void set_max_threads(int threads) {
+#if defined(QWEN_OPENMP)
+  omp_set_num_threads(threads);
+#else
+  (void)threads;
+#endif
+}
+
 // How many workers to give `parallel_for` for `work` multiply-adds in `items` pieces: one or all, because
 // OpenMP makes and ends threads whenever the number changes.
 inline int worker_count(int64_t items, int64_t work) {
-#if defined(_OPENMP)
-  return work < kParallelWork || items < 2 ? 1 : omp_get_max_threads();
-#else
-  (void)items;
-  (void)work;
-  return 1;
-#endif
+  return work < kParallelWork || items < 2 ? 1 : max_threads();
 }
 
 // Calls body(item, worker) for every item in [0, items), worker in [0, workers), in any order. `body` must
 // not throw.
 template <typename Body>
 void parallel_for(int64_t items, int workers, const Body& body) {
-#if defined(_OPENMP)
+#if defined(QWEN_OPENMP)
   if (workers > 1) {
     const int64_t chunk = std::max<int64_t>(1, items / (int64_t{8} * workers));
 #pragma omp parallel for num_threads(workers) schedule(dynamic, chunk)

@@ -27,6 +27,6 @@ def set_threads(kernel: Kernel) -> Iterator[Callable[[int], None]]:
     """Sets how many threads the kernels use, until the test ends."""
     from qwen_runner import _kernels
 
-    before = _kernels.get_max_threads()
-    yield _kernels.set_num_threads
-    _kernels.set_num_threads(before)
+    before = _kernels.max_threads()
+    yield _kernels.set_max_threads
+    _kernels.set_max_threads(before)
