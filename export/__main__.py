@@ -25,7 +25,9 @@ def make_parser() -> argparse.ArgumentParser:
         description="Exports a Hugging Face Qwen3.5-MoE checkpoint into a program for qwen_runner.",
         allow_abbrev=False,
     )
-    parser.add_argument("checkpoint", type=Path, help="folder with config.json, safetensors and tokenizer.json")
+    parser.add_argument(
+        "checkpoint", type=Path, help="folder with config.json, safetensors and tokenizer.json"
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the program")
     for option in fields(ExportOptions):
         hyphened = option.name.replace("_", "-")

@@ -4,10 +4,9 @@ T rows, D hidden size, S slots, L cache length, Hq query heads, Hkv key-value he
 """
 
 import torch
-from torch import Tensor, nn
-
 from qwen_runner.kernels.attention import rotary
 from qwen_runner.kernels.norm import rms_norm
+from torch import Tensor, nn
 
 from .config import ModelConfig
 from .linear import WeightSource

@@ -1,8 +1,8 @@
 """What an ExecuTorch program holds of ours: one delegate call a method, whose payload is compiled apart.
 
-The model never goes through ExecuTorch's edge dialect, which would retrace it a dozen times and turn views into
-copies. A method enters the program as a shell, one opaque operator with the method's inputs and outputs; the backend
-puts the compiled method in its place.
+The model never goes through ExecuTorch's edge dialect, which would retrace it a dozen times and turn views
+into copies. A method enters the program as a shell, one opaque operator with the method's inputs and outputs;
+the backend puts the compiled method in its place.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from executorch.exir._serialize._named_data_store import NamedDataStore
@@ -30,7 +31,7 @@ torch.library.define("qwen_export::method", f"({_INPUTS}, int vocab_size) -> (Te
 
 
 @torch.library.register_fake("qwen_export::method")
-def _method(tokens: Tensor, *arguments: Tensor | int) -> tuple[Tensor, Tensor]:
+def _method(tokens: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     rows, vocab_size = tokens.shape[0], arguments[-1]
     return tokens.new_empty(rows), torch.empty(rows, vocab_size, dtype=torch.float32)
 
@@ -51,7 +52,7 @@ _methods: ContextVar[dict[str, CompiledMethod]] = ContextVar("methods")
 
 @contextmanager
 def delegating(methods: dict[str, CompiledMethod]) -> Iterator[None]:
-    """Scope in which the backend puts `methods` in place of shells: ExecuTorch passes it compile specs alone."""
+    """Scope in which the backend puts `methods` in place of shells: ExecuTorch hands it only compile specs."""
     token = _methods.set(methods)
     try:
         yield
@@ -62,8 +63,8 @@ def delegating(methods: dict[str, CompiledMethod]) -> Iterator[None]:
 class QwenAotiBackend(BackendDetails):
     """Found by ExecuTorch by its name, `contract.BACKEND_ID`.
 
-    A library goes into the .pte, keyed by its digest; the weights go into the .ptd, keyed by their fully qualified
-    name, once for all methods; state goes nowhere: the runner allocates it.
+    A library goes into the .pte, keyed by its digest; the weights go into the .ptd, keyed by their fully
+    qualified names, once for all methods; state goes nowhere: the runner allocates it.
     """
 
     @staticmethod
@@ -74,7 +75,7 @@ class QwenAotiBackend(BackendDetails):
         store = NamedDataStore()
         library_key = f"library-{hashlib.sha256(method.library).hexdigest()}"
         store.add_named_data(library_key, method.library, contract.WEIGHT_ALIGNMENT)
-        # ExecuTorch merges what the methods store: handing every weight over once keeps one copy of it in memory.
+        # ExecuTorch merges what the methods store: a weight handed over once is copied once.
         if name == next(iter(methods)):
             weights = {key: value for other in methods.values() for key, value in other.weights.items()}
             for key in sorted(weights):

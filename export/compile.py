@@ -18,11 +18,9 @@ from .isa import baseline_isa
 
 @dataclass(frozen=True)
 class CompiledMethod:
-    """library: the shared object's bytes. weights, state: what it reads and what it mutates, by qualified name."""
-
-    library: bytes
-    weights: dict[str, Tensor]
-    state: dict[str, Tensor]
+    library: bytes  # of the shared object
+    weights: dict[str, Tensor]  # what it reads, by fully qualified name
+    state: dict[str, Tensor]  # what it mutates
 
 
 def compile_method(name: str, program: ExportedProgram) -> CompiledMethod:
@@ -34,16 +32,20 @@ def compile_method(name: str, program: ExportedProgram) -> CompiledMethod:
     module = program.module(check_guards=False)
     try:
         with torch.no_grad(), baseline_isa():
-            produced = torch._inductor.aot_compile(
+            produced: Any = torch._inductor.aot_compile(
                 module, program.example_inputs[0], options=compile_options()
             )
     except torch._inductor.exc.CppCompileError as error:
-        reason = next((line for line in str(error).splitlines() if "error:" in line), str(error).split("\n")[0])
+        reason = next(
+            (line for line in str(error).splitlines() if "error:" in line), str(error).split("\n")[0]
+        )
         raise ExportError(f"{name}: the C++ compiler failed: {reason.strip()}") from error
     libraries = [Path(item) for item in produced if isinstance(item, str) and item.endswith(".so")]
     tables = [item for item in produced if isinstance(item, dict)]
     if len(libraries) != 1 or len(tables) != 1:
-        raise ExportError(f"{name}: Inductor produced {produced}; one library and one table of weights expected")
+        raise ExportError(
+            f"{name}: Inductor produced {produced}; one library and one table of weights expected"
+        )
     _check_symbols(name, libraries[0])
     weights = {key: tensor.detach() for key, tensor in module.named_parameters()}
     state = dict(module.named_buffers())
@@ -62,17 +64,16 @@ def compile_options() -> dict[str, Any]:
         "aot_inductor.compile_wrapper_opt_level": "O0",
         # Or weights of up to 8 elements become literals in the code.
         "always_keep_tensor_constants": True,
-        # Building the headers' precompiled form costs 7 s and leaves 290 MB behind; using it saves 2 s a method.
+        # Precompiling headers takes 7 s and leaves 290 MB behind; having them saves 2 s a method.
         "aot_inductor.precompile_headers": False,
-        # What Inductor generates is small beside the operators, which have threads of their own; otherwise the
-        # exporting machine's number of cores would be compiled in.
+        # What Inductor generates is small beside the operators, which have their own threads; and the number
+        # of threads would be the exporting machine's.
         "cpp.threads": 1,
     }
 
 
 def _check_symbols(method: str, library: Path) -> None:
-    needed = {name for name in undefined_symbols(library) if name.lower().startswith("aoti")}
-    unknown = sorted(needed - contract.ALLOWED_SYMBOLS)
+    unknown = sorted(undefined_symbols(library) - contract.ALLOWED_SYMBOLS)
     if unknown:
         raise ExportError(f"{method}: the compiled code calls {', '.join(unknown)}, which no runner has")
 

@@ -5,9 +5,8 @@ The runner states the same on its side (`runner/manifest.h`, `runner/delegate.h`
 
 from __future__ import annotations
 
-import torch
-
 import qwen_runner.kernels  # noqa: F401  registers the operators
+import torch
 
 FORMAT_VERSION = 1
 
@@ -57,11 +56,11 @@ OPERATORS = (
 )
 
 _BASE_SYMBOLS = """
-    check clone create_tensor_from_blob create_tensor_from_blob_v2 delete_tensor_object empty_strided get_data_ptr
-    get_device_type get_dim get_dtype get_numel get_sizes get_storage_offset get_storage_size get_strides
-    grad_mode_is_enabled grad_mode_set_enabled layout_strided new_tensor_handle _reinterpret_tensor
-    device_type_cpu device_type_cuda dtype_bfloat16 dtype_bool dtype_float16 dtype_float32 dtype_int8 dtype_int16
-    dtype_int32 dtype_int64 dtype_uint8
+    check clone create_tensor_from_blob create_tensor_from_blob_v2 delete_tensor_object empty_strided
+    get_data_ptr get_device_type get_dim get_dtype get_numel get_sizes get_storage_offset get_storage_size
+    get_strides grad_mode_is_enabled grad_mode_set_enabled layout_strided new_tensor_handle
+    _reinterpret_tensor device_type_cpu device_type_cuda dtype_bfloat16 dtype_bool dtype_float16 dtype_float32
+    dtype_int8 dtype_int16 dtype_int32 dtype_int64 dtype_uint8
 """
 
 
@@ -70,7 +69,7 @@ def shim_symbol(operator: str) -> str:
     return f"aoti_torch_cpu_{operator}"
 
 
-# Every undefined `aoti_*` symbol that a compiled library may have: what the runner implements.
+# Every symbol that a compiled library may leave to the program that loads it: what the runner implements.
 ALLOWED_SYMBOLS = frozenset(
     [f"aoti_torch_{name}" for name in _BASE_SYMBOLS.split()] + [shim_symbol(name) for name in OPERATORS]
 )
@@ -79,9 +78,10 @@ _C_TYPES = {"Tensor": "AtenTensorHandle", "int": "int64_t", "float": "double", "
 
 
 def shim_declarations() -> dict[torch._ops.OpOverload, list[str]]:
-    """The C declaration of every operator, from its schema: arguments in order, then a handle pointer per output.
+    """The C declaration of every operator, as Inductor's `custom_ops_to_c_shims` takes it.
 
-    It is what Inductor's `custom_ops_to_c_shims` takes. A mutated argument is passed like any other.
+    It follows from the schema: the arguments in order, mutated ones like any other, then a pointer to a
+    handle for each output.
     """
     declarations = {}
     for name in OPERATORS:

@@ -1,13 +1,12 @@
 """The token mixer of the linear-attention layers: short convolution, gated delta rule, gated norm.
 
-T rows, D hidden size, S slots, Hk key heads, Hv value heads, Dk and Dv their dimensions, C = 2*Hk*Dk + Hv*Dv channels,
-W convolution taps.
+T rows, D hidden size, S slots, Hk key heads, Hv value heads, Dk and Dv their dimensions,
+C = 2*Hk*Dk + Hv*Dv channels, W convolution taps.
 """
 
 import torch
-from torch import Tensor, nn
-
 from qwen_runner.kernels.norm import gated_rms_norm
+from torch import Tensor, nn
 
 from .config import ModelConfig
 from .linear import WeightSource
@@ -16,9 +15,7 @@ from .linear import WeightSource
 class GatedDeltaNet(nn.Module):
     """x [T, D] -> [T, D]. State: conv_state [S, C, W-1] and recurrent_state f32 [S, Hv, Dk, Dv]."""
 
-    def __init__(
-        self, config: ModelConfig, source: WeightSource, *, slots: int, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, config: ModelConfig, source: WeightSource, *, slots: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.config = config
         self.in_proj_qkvz = source.linear("in_proj_qkv.weight", "in_proj_z.weight")

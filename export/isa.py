@@ -1,9 +1,10 @@
-"""Which instructions the compiled code may use: a named level of x86-64, not everything the exporting machine has."""
+"""Which instructions compiled code may use: a named level of x86-64, not all that this machine has."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -24,15 +25,15 @@ def baseline_isa() -> Iterator[None]:
     """Compiles for `host_isa()` alone.
 
     Inductor passes -march=native, where a program must run on every machine of its level. And it writes its
-    loops in terms of PyTorch's vector classes, whose elementary functions are Sleef's, inside libtorch: with no
-    vector extension to offer it writes plain loops, which the compiler vectorizes.
+    loops in terms of PyTorch's vector classes, whose elementary functions are Sleef's, inside libtorch: with
+    no vector extension to offer it writes plain loops, which the compiler vectorizes if it is let.
     """
     march = _LEVELS.get(host_isa())
     flags_of = cpp_builder._get_optimization_cflags
 
-    def flags(*args: object, **kwargs: object) -> tuple[list[str], list[str]]:
+    def flags(*args: Any, **kwargs: Any) -> tuple[list[str], list[str]]:
         compile_flags, link_flags = flags_of(*args, **kwargs)
-        kept = [flag for flag in compile_flags if flag != "march=native"]
+        kept = [flag for flag in compile_flags if flag not in ("march=native", "fno-tree-loop-vectorize")]
         return kept + ([f"march={march}"] if march else []), link_flags
 
     with (

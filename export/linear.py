@@ -1,4 +1,4 @@
-"""Weights as modules: matrix products and the embedding, in floating point or quantized, and where they come from.
+"""Weights as modules: matrix products and the embedding, in floating point or quantized, and their source.
 
 T tokens, K in-features, N out-features, G group size, V vocabulary, D hidden size.
 """

@@ -1,8 +1,9 @@
-"""Lowers a model to an ExecuTorch program: both methods exported over one set of weights, each compiled whole."""
+"""Lowers a model to an ExecuTorch program: two methods over one set of weights, each compiled whole."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from executorch.backends.aoti.aoti_partitioner import AotiPartitioner
@@ -50,15 +51,14 @@ def trace(module: nn.Module, method: str, chunk: int) -> ExportedProgram:
 
     Prefill takes 2 to `chunk` tokens and is traced at the most: Inductor sizes buffers by what it is shown.
     """
-    length, dynamic = 1, None
-    if method == contract.PREFILL:
-        length = chunk
-        if chunk > 2:
-            dynamic = ({1: Dim("T", min=2, max=chunk)}, *(None for _ in contract.ROW_INPUTS))
-    if isinstance(module, Shell):
-        dynamic = None if dynamic is None else (dynamic,)
+    dynamic: Any = None
+    if method == contract.PREFILL and chunk > 2:
+        dynamic = ({1: Dim("T", min=2, max=chunk)}, *(None for _ in contract.ROW_INPUTS))
+        if isinstance(module, Shell):
+            dynamic = (dynamic,)  # its one parameter is `*inputs`
     with torch.no_grad():
-        return export(module, _example_inputs(length), dynamic_shapes=dynamic)
+        inputs = _example_inputs(chunk if method == contract.PREFILL else 1)
+        return export(module, inputs, dynamic_shapes=dynamic)
 
 
 def assemble(

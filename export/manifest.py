@@ -12,7 +12,8 @@ from typing import Any
 from . import contract
 from .config import ModelConfig
 from .isa import host_isa
-from .options import ExportOptions
+from .options import ResolvedOptions
+from .quantize import QuantizationConfig
 
 # Bytes a digest covers: a runner checks blocks on several cores at once.
 BLOCK_SIZE = 64 << 20
@@ -62,9 +63,9 @@ class HashingFile:
 
 
 def describe(
-    name: str, config: ModelConfig, options: ExportOptions, chat: dict[str, Any], files: dict[str, Any]
+    name: str, config: ModelConfig, options: ResolvedOptions, chat: dict[str, Any], files: dict[str, Any]
 ) -> dict[str, Any]:
-    """The manifest of a program: `options` are resolved, `files` are the entries of every other file."""
+    """The manifest of a program: `files` are the entries of every other file."""
     model = asdict(config)
     sampling = model.pop("sampling")
     return {
@@ -80,7 +81,7 @@ def describe(
             "triton": None,
             "cuda": None,
         },
-        "quantization": _quantization(options),
+        "quantization": _quantization(options.quantization),
         "dtype": options.dtype,
         "max_seq_len": options.max_seq_len,
         "chunk": options.chunk,
@@ -100,16 +101,8 @@ def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
     path.write_bytes((before + digest + after).encode())
 
 
-def _quantization(options: ExportOptions) -> dict[str, Any]:
-    if options.quantize == "none":
-        return {"scheme": "none"}
-    return {
-        "scheme": options.quantize,
-        "group_size": options.group_size,
-        "method": options.quantize_method,
-        "head": options.head,
-        "embedding": "int8",
-    }
+def _quantization(config: QuantizationConfig) -> dict[str, Any]:
+    return {"scheme": "none"} if config.scheme == "none" else asdict(config) | {"embedding": "int8"}
 
 
 def _version(package: str) -> str | None:

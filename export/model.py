@@ -1,15 +1,15 @@
-"""The Qwen3.5-MoE language model as it is exported: one module for prefill and decode, state and sampling included.
+"""The Qwen3.5-MoE language model as it is exported: for prefill and decode, state and sampling included.
 
-B rows of a decode step, T tokens of a prefill chunk, D hidden size, S state slots, V vocabulary. Rounding follows
-transformers' Qwen3_5MoeForCausalLM, whose logits are the oracle. In eager mode the operators run their references.
+B rows of a decode step, T tokens of a prefill chunk, D hidden size, S state slots, V vocabulary. Rounding
+follows transformers' Qwen3_5MoeForCausalLM, whose logits are the oracle. In eager mode the operators run
+their references.
 """
 
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
-
 from qwen_runner.kernels.norm import rms_norm
+from torch import Tensor, nn
 
 from .attention import Attention
 from .config import FULL_ATTENTION, ModelConfig
@@ -19,7 +19,7 @@ from .moe import SparseMoe
 
 
 class DecoderLayer(nn.Module):
-    """x [T, D] -> [T, D]: a token mixer, then a mixture of experts, each behind a norm and beside a residual."""
+    """x [T, D] -> [T, D]: a token mixer, then a mixture of experts, each behind a norm, beside a residual."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class Model(nn.Module):
             tokens: i64 [1, T] with T >= 2 (prefill: consecutive tokens of one slot) or [B, 1] (decode).
             position: i64 [B], of the first token (B = 1 in prefill).
             slot: i64 [B].
-            temperature, top_p, min_p, presence_penalty, repetition_penalty: f32 [B]; see the operator `sample`.
+            temperature, top_p, min_p, presence_penalty, repetition_penalty: f32 [B]; see `sample`.
             top_k, seed, generated_from: i64 [B].
 
         Returns:

@@ -1,9 +1,9 @@
-"""The options of an export, declared once: the command line's flags and `export_program`'s keywords follow from them."""
+"""The options of an export, declared once: the command line and `export_program`'s keywords follow."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 from .config import ModelConfig
 from .errors import ExportError
@@ -16,23 +16,29 @@ def _option(default: Any, help: str, choices: tuple[str | int, ...] | None = Non
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """How a checkpoint becomes a program. None stands for a default that depends on the others or on the model.
+    """How a checkpoint becomes a program. None is a default that depends on other options or on the model.
 
     Raises:
         ExportError: a value that is not among the choices, or out of range; it names the option.
     """
 
     target: str = _option("cpu", "device that the program runs on", ("cpu",))
-    quantize: str = _option("int4", "weights of the matrices", ("none", "int4"))
+    quantize: Literal["none", "int4"] = _option("int4", "weights of the matrices", ("none", "int4"))
     group_size: int = _option(32, "consecutive weights that share a scale (int4)", GROUP_SIZES)
-    quantize_method: str = _option("hqq", "how scales are chosen (int4)", ("hqq", "rtn"))
-    head: str | None = _option(
-        None, "weights of the output head (int4); default int4, or int8 if tied to the embedding", ("int4", "int8")
+    quantize_method: Literal["hqq", "rtn"] = _option("hqq", "how scales are chosen (int4)", ("hqq", "rtn"))
+    head: Literal["int4", "int8"] | None = _option(
+        None,
+        "weights of the output head (int4); default int4, or int8 if tied to the embedding",
+        ("int4", "int8"),
     )
     dtype: str | None = _option(
-        None, "type of activations, and of weights that are not quantized; default float32", ("float32", "bfloat16")
+        None,
+        "type of activations, and of weights that are not quantized; default float32",
+        ("float32", "bfloat16"),
     )
-    max_seq_len: int | None = _option(None, "positions a session holds; default 4096, or the model's own limit")
+    max_seq_len: int | None = _option(
+        None, "positions a session holds; default 4096, or the model's own limit"
+    )
     chunk: int | None = _option(None, "most tokens of one prefill call; default 256, or max_seq_len")
     slots: int = _option(4, "sessions that a program holds at a time")
 
@@ -43,20 +49,13 @@ class ExportOptions:
                 continue
             if choices is not None and value not in choices:
                 note = "; cuda is not in this version" if (option.name, value) == ("target", "cuda") else ""
-                raise ExportError(f"{_flag(option.name)} {value}: supported: {', '.join(map(str, choices))}{note}")
+                raise ExportError(
+                    f"{_flag(option.name)} {value}: supported: {', '.join(map(str, choices))}{note}"
+                )
             if choices is None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ExportError(f"{_flag(option.name)} {value}: it must be a positive integer")
 
-    @property
-    def quantization(self) -> QuantizationConfig:
-        return QuantizationConfig(
-            scheme=self.quantize,
-            group_size=self.group_size,
-            method=self.quantize_method,
-            head=self.head or "int4",
-        )
-
-    def resolved(self, config: ModelConfig) -> ExportOptions:
+    def resolved(self, config: ModelConfig) -> ResolvedOptions:
         """These options with every default filled in for `config`.
 
         Raises:
@@ -73,17 +72,38 @@ class ExportOptions:
             raise ExportError(f"--chunk {chunk}: it must be at least 2")
         if chunk > max_seq_len:
             raise ExportError(f"--chunk {chunk}: it must be at most --max-seq-len, {max_seq_len}")
-        check_quantizable(config, self.quantization)
         tied = config.tie_word_embeddings
         if tied and self.quantize == "int4" and self.head == "int4":
-            raise ExportError("--head int4: the head is tied to the embedding, which is int8; use --head int8")
-        return replace(
-            self,
-            dtype=self.dtype or "float32",
+            raise ExportError(
+                "--head int4: the head is tied to the embedding, which is int8; use --head int8"
+            )
+        quantization = QuantizationConfig(
+            scheme=self.quantize,
+            group_size=self.group_size,
+            method=self.quantize_method,
             head=self.head or ("int8" if tied else "int4"),
+        )
+        check_quantizable(config, quantization)
+        return ResolvedOptions(
+            target=self.target,
+            quantization=quantization,
+            dtype=self.dtype or "float32",
             max_seq_len=max_seq_len,
             chunk=chunk,
+            slots=self.slots,
         )
+
+
+@dataclass(frozen=True)
+class ResolvedOptions:
+    """`ExportOptions` for one model: nothing is left open, and everything fits."""
+
+    target: str
+    quantization: QuantizationConfig
+    dtype: str
+    max_seq_len: int
+    chunk: int
+    slots: int
 
 
 def _flag(name: str) -> str:

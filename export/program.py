@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,19 +12,19 @@ from typing import Any
 
 import torch
 from executorch.exir import ExecutorchProgramManager
-
 from qwen_runner.chat_jinja import ChatTemplate
 
 from . import contract
 from .chat_template import derive_chat_pieces
 from .checkpoint import Checkpoint
+from .config import ModelConfig
 from .errors import ExportError
 from .json_file import read_json_object
 from .lower import STAGES as LOWER_STAGES
 from .lower import lower
 from .manifest import HashingFile, describe, write_manifest
 from .model import Model
-from .options import ExportOptions
+from .options import ExportOptions, ResolvedOptions
 from .staging import staged_folder
 from .weights import CheckpointWeights
 
@@ -49,34 +48,42 @@ def write_program(
     _check_compiler()
     with Checkpoint(checkpoint_path) as checkpoint:
         config = checkpoint.config
-        options = options.resolved(config)
+        resolved = options.resolved(config)
         tokenizer = _read_tokenizer(checkpoint_path)
-        begin(READ)
-        dtype = getattr(torch, str(options.dtype))
-        model = Model(
-            config,
-            CheckpointWeights(checkpoint, options.quantization, dtype),
-            slots=options.slots,
-            max_seq_len=options.max_seq_len or 0,
-            dtype=dtype,
-        )
-    begin(CHAT)
-    template = ChatTemplate.load(checkpoint_path)
-    chat = _chat(template, tokenizer)
-    metadata = {
+        template = ChatTemplate.load(checkpoint_path)
+        # Staged before the work, which takes minutes, so that a folder that cannot be written is found first.
+        with staged_folder(output) as stage:
+            begin(READ)
+            model = _read_model(checkpoint, resolved)
+            begin(CHAT)
+            chat = _chat(template, tokenizer)
+            with _compiler_cache(stage.scratch):
+                program = lower(
+                    model, chunk=resolved.chunk, metadata=_metadata(config, resolved), on_stage=begin
+                )
+            begin(WRITE)
+            files = _write_files(stage.content, program, tokenizer, template)
+            manifest = describe(checkpoint_path.resolve().name, config, resolved, chat, files)
+            write_manifest(stage.content / contract.MANIFEST_FILE, manifest)
+
+
+def _read_model(checkpoint: Checkpoint, options: ResolvedOptions) -> Model:
+    dtype: torch.dtype = getattr(torch, options.dtype)
+    weights = CheckpointWeights(checkpoint, options.quantization, dtype)
+    return Model(
+        checkpoint.config, weights, slots=options.slots, max_seq_len=options.max_seq_len, dtype=dtype
+    )
+
+
+def _metadata(config: ModelConfig, options: ResolvedOptions) -> dict[str, int]:
+    """What the .pte says of itself, for the runner to compare with the manifest."""
+    return {
         "format_version": contract.FORMAT_VERSION,
         "vocab_size": config.vocab_size,
-        "max_seq_len": options.max_seq_len or 0,
-        "chunk": options.chunk or 0,
+        "max_seq_len": options.max_seq_len,
+        "chunk": options.chunk,
         "slots": options.slots,
     }
-    with _compiler_cache():
-        program = lower(model, chunk=options.chunk or 0, metadata=metadata, on_stage=begin)
-    begin(WRITE)
-    with staged_folder(output) as folder:
-        files = _write_files(folder, program, tokenizer, template)
-        name = checkpoint_path.resolve().name
-        write_manifest(folder / contract.MANIFEST_FILE, describe(name, config, options, chat, files))
 
 
 def _write_files(
@@ -144,16 +151,15 @@ def _check_compiler() -> None:
 
 
 @contextmanager
-def _compiler_cache() -> Iterator[None]:
-    """Gives Inductor a folder of its own, removed afterwards: what it compiles is not compiled again."""
+def _compiler_cache(folder: Path) -> Iterator[None]:
+    """Has Inductor keep its files in `folder`: no two exports compile the same code."""
     variable = "TORCHINDUCTOR_CACHE_DIR"
     before = os.environ.get(variable)
-    with tempfile.TemporaryDirectory(prefix="qwen_runner-export-") as folder:
-        os.environ[variable] = folder
-        try:
-            yield
-        finally:
-            if before is None:
-                del os.environ[variable]
-            else:
-                os.environ[variable] = before
+    os.environ[variable] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = before

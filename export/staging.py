@@ -1,26 +1,36 @@
 """A folder that appears whole or not at all.
 
-It is written beside its final place and renamed there, so a process killed at any moment leaves the old folder, or
-none. What a killed process leaves behind is removed by the next one that writes the same folder.
+It is written beside its final place and renamed there, so a process killed at any moment leaves the old
+folder, or none. What a killed process leaves behind is removed by the next one that writes the same folder.
 """
 
 from __future__ import annotations
 
 import ctypes
 import fcntl
+import itertools
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
 
+@dataclass(frozen=True)
+class Stage:
+    """Two empty folders: `content` is to become the output, `scratch` is removed with all that is in it."""
+
+    content: Path
+    scratch: Path
+
+
 @contextmanager
-def staged_folder(output: Path) -> Iterator[Path]:
-    """Yields an empty folder that replaces `output` when the block ends, or vanishes when it raises.
+def staged_folder(output: Path) -> Iterator[Stage]:
+    """Yields a stage whose content replaces `output` when the block ends, or vanishes when it raises.
 
     The parent of `output` is created if missing. Raises OSError.
     """
@@ -29,11 +39,14 @@ def staged_folder(output: Path) -> Iterator[Path]:
     _remove_abandoned(output)
     folder, lock = _create_locked(output)
     try:
-        yield folder
-        for path in sorted(folder.iterdir()):
+        stage = Stage(folder / "content", folder / "scratch")
+        stage.content.mkdir()
+        stage.scratch.mkdir()
+        yield stage
+        for path in sorted(stage.content.iterdir()):
             _sync(path)
-        _sync(folder)
-        _put_in_place(folder, output)
+        _sync(stage.content)
+        _put_in_place(stage.content, output)
         _sync(parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -41,18 +54,17 @@ def staged_folder(output: Path) -> Iterator[Path]:
 
 
 def _create_locked(output: Path) -> tuple[Path, int]:
-    """A new temporary folder, and the lock that says its writer lives: it ends with the process, unlike its id."""
-    attempt = 0
-    while True:
-        folder = output.with_name(f"{_prefix(output)}{os.getpid()}" + (f"-{attempt}" if attempt else ""))
-        try:
+    """A new temporary folder, and the lock that says its writer lives: unlike an id, it ends with it."""
+    for attempt in itertools.count():
+        folder = output.with_name(f"{_prefix(output)}{os.getpid()}-{attempt}")
+        with suppress(FileExistsError, FileNotFoundError):
             folder.mkdir()
-        except FileExistsError:
-            attempt += 1
-            continue
-        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        return folder, lock
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if os.fstat(lock).st_nlink > 0:
+                return folder, lock
+            os.close(lock)  # another export took it for abandoned before it was locked
+    raise AssertionError("unreachable")
 
 
 def _remove_abandoned(output: Path) -> None:
@@ -81,14 +93,13 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _put_in_place(folder: Path, output: Path) -> None:
+def _put_in_place(content: Path, output: Path) -> None:
+    """Leaves what was at `output` in the temporary folder."""
     if not output.exists():
-        folder.rename(output)
-    elif not _exchange(folder, output):
-        aside = folder.with_name(folder.name + "-old")
-        output.rename(aside)
-        folder.rename(output)
-        shutil.rmtree(aside)
+        content.rename(output)
+    elif not _exchange(content, output):
+        output.rename(content.with_name("replaced"))
+        content.rename(output)
 
 
 def _exchange(left: Path, right: Path) -> bool:

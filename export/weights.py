@@ -1,4 +1,4 @@
-"""Takes a model's weights out of a checkpoint, as the model asks for them: converted, concatenated, quantized.
+"""Takes a model's weights out of a checkpoint as the model asks for them: converted, concatenated, quantized.
 
 One tensor is in memory at a time besides what is already packed. N out-features, K in-features, G group size.
 """
@@ -65,6 +65,4 @@ class CheckpointWeights:
     def _int8(self, name: str) -> tuple[Tensor, Tensor]:
         """i8 [N, K] and bf16 [N, K/G]."""
         full_name = self.prefix + name
-        return quantize_int8(
-            self.checkpoint.tensor(full_name), self.quantization.group_size, name=full_name
-        )
+        return quantize_int8(self.checkpoint.tensor(full_name), self.quantization.group_size, name=full_name)
