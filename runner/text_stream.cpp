@@ -18,7 +18,8 @@ std::vector<size_t> fallbacks(const std::string& text) {
 
 }  // namespace
 
-TextStream::TextStream(const Tokenizer& tokenizer, std::vector<std::string> stop_strings, bool skip_special)
+TextStream::TextStream(const Tokenizer& tokenizer, const std::vector<std::string>& stop_strings,
+                       bool skip_special)
     : tokenizer_(tokenizer), skip_special_(skip_special) {
   for (const std::string& stop : stop_strings) {
     if (stop.empty()) continue;

@@ -18,7 +18,8 @@ class TextStream {
  public:
   // `tokenizer` must outlive the stream. Empty stop strings never match; invalid UTF-8 in one is read as
   // U+FFFD.
-  TextStream(const Tokenizer& tokenizer, std::vector<std::string> stop_strings, bool skip_special = true);
+  TextStream(const Tokenizer& tokenizer, const std::vector<std::string>& stop_strings,
+             bool skip_special = true);
 
   // Takes the next token and returns the text that is now safe to emit, which may be empty. Once stopped(),
   // all is.

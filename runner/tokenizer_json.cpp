@@ -199,7 +199,8 @@ Status read_added_tokens(const Json& root, const Json& vocab, TokenizerJson& out
   for (const Json& item : *list) {
     const Json* id = find(item, "id");
     const Json* content = find(item, "content");
-    if (id == nullptr || content == nullptr || !content->is_string() || *content == "") {
+    if (id == nullptr || content == nullptr || !content->is_string() ||
+        content->get_ref<const std::string&>().empty()) {
       return corrupt("an added token must have an id and a content, but one is " + shown(item));
     }
     AddedToken token;
@@ -236,7 +237,7 @@ Status read_model(const Json& root, TokenizerJson& out) {
   if (model == nullptr || type_of(*model) != "BPE") return unsupported("a model other than BPE");
   for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
     const Json* value = find(*model, key);
-    if (value != nullptr && *value != "")
+    if (value != nullptr && *value != Json(""))
       return unsupported("model." + std::string(key) + " " + shown(*value));
   }
   const Json* dropout = find(*model, "dropout");
