@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,8 @@ from command_line import (
 )
 
 pytestmark = needs_binary
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_inspect_describes_the_program(demo_program: Path) -> None:
@@ -65,7 +67,8 @@ def test_bench_lengths_must_fit(demo_program: Path) -> None:
 def test_version_and_help() -> None:
     version = run("--version")
     assert version.returncode == 0
-    assert version.stdout.decode() == f"qwen_runner {importlib.metadata.version('qwen_runner')}\n"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert version.stdout.decode() == f"qwen_runner {project['version']}\n"
     help_text = run("--help")
     assert help_text.returncode == 0
     assert help_text.stderr == b""
