@@ -63,7 +63,10 @@ class Conversations:
         self._definitions = list(definitions.items())
         self._paragraphs = [p for text in chapters for p in text.split("\n\n") if 120 <= len(p) <= 4000]
         counts = Counter(name for text in chapters for name in NAME.findall(text))
-        self._about: dict[str, list[str]] = {name: [] for name, count in counts.items() if count >= 25}
+        words = Counter(word for text in chapters for word in re.findall(r"\b[a-z]+\b", text))
+        self._about: dict[str, list[str]] = {
+            name: [] for name, count in counts.items() if count >= 25 and words[name.lower()] < count
+        }
         self._topics: dict[str, list[str]] = {topic: [] for topic in TOPICS}
         for paragraph in self._paragraphs:
             opening = sentences(paragraph)[0]

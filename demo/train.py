@@ -1,6 +1,6 @@
 """Trains the demo model: demo/config.json from random weights to demo/model.safetensors, in minutes on one large GPU.
 
-    python demo/train.py CORPUS OUT --minutes 7      # CORPUS: what corpus.py wrote; OUT gets model.safetensors, log.txt
+    python demo/train.py CORPUS OUT --minutes 3      # CORPUS: what corpus.py wrote; OUT gets model.safetensors, log.txt
 
 Two phases share one warm-up and cosine schedule, driven by the clock. Phase one sees short windows. Phase two sees windows of
 the model's full length and rounds a random share of the int4 groups at every step (see `forward.noisy`), so that the weights
@@ -41,8 +41,8 @@ class Recipe:
     long_share: float = 0.35  # of the time
     noise: float = 0.5  # share of int4 groups rounded in phase two
     learning_rate: float = 3e-3
-    weight_decay: float = 0.1
-    dropout: float = 0.1
+    weight_decay: float = 1.0
+    dropout: float = 0.2
     warmup: float = 0.03  # of the time
     conversations: int = 6000
     seed: int = 1
@@ -152,12 +152,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--minutes", type=float, default=7.0)
+    parser.add_argument("--minutes", type=float, default=3.0)
     parser.add_argument("--dropout", type=float, default=Recipe.dropout)
+    parser.add_argument("--weight_decay", type=float, default=Recipe.weight_decay)
     parser.add_argument("--batch_tokens", type=int, default=Recipe.batch_tokens)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
-    recipe = Recipe(minutes=options.minutes, dropout=options.dropout, batch_tokens=options.batch_tokens)
+    recipe = Recipe(
+        minutes=options.minutes,
+        dropout=options.dropout,
+        weight_decay=options.weight_decay,
+        batch_tokens=options.batch_tokens,
+    )
     train(options.corpus, options.out, recipe, torch.device(options.device))
 
 
