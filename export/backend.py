@@ -52,7 +52,7 @@ _methods: ContextVar[dict[str, CompiledMethod]] = ContextVar("methods")
 
 @contextmanager
 def delegating(methods: dict[str, CompiledMethod]) -> Iterator[None]:
-    """Scope in which the backend puts `methods` in place of shells: ExecuTorch hands it only compile specs."""
+    """Scope in which the backend puts `methods` in place of shells: all it is handed is compile specs."""
     token = _methods.set(methods)
     try:
         yield

@@ -1,0 +1,128 @@
+"""The export's command line: usage, and failures that a user can act on, each one line on stderr."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from qwen_runner.export import ExportError, export_program
+from qwen_runner.export.__main__ import FAILURE, USAGE, main
+
+Checkpoints = Callable[[str], Path]
+
+
+def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """The exit status and the one line on stderr."""
+    try:
+        status = main(arguments)
+    except SystemExit as exit_:
+        status = int(exit_.code or 0)
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if not line.startswith("[")]
+    assert captured.out == ""
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("error: ")
+    return status, lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], "checkpoint"),
+        (["model"], "--output"),
+        (["model", "--output", "program", "--quantise", "int4"], "--quantise"),
+        (["model", "--output", "program", "--quantize", "int3"], "--quantize int3"),
+        (["model", "--output", "program", "--target", "cuda"], "not in this version"),
+        (["model", "--output", "program", "--dtype", "float16"], "--dtype float16"),
+        (["model", "--output", "program", "--group-size", "33"], "--group-size 33"),
+        (["model", "--output", "program", "--slots", "0"], "--slots 0"),
+        (["model", "--output", "program", "--chunk", "many"], "--chunk"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, line = error_of(arguments, capsys)
+    assert status == USAGE
+    assert named in line
+
+
+def test_what_is_wrong_with_a_checkpoint_is_named_and_nothing_is_written(
+    tmp_path: Path, random_checkpoint: Checkpoints, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out" / "program"
+    bad = tmp_path / "bad"
+    shutil.copytree(random_checkpoint("interval"), bad)
+    for path, named in ((tmp_path / "nowhere", "nowhere"), (bad, "tokenizer.json"), (bad, "config.json")):
+        if path == bad:
+            (bad / named).write_text("{")
+        status, line = error_of([str(path), "--output", str(output)], capsys)
+        assert status == FAILURE
+        assert named in line
+    assert not output.parent.exists()
+
+
+def test_options_that_do_not_fit_the_model_are_failures(
+    tmp_path: Path, random_checkpoint: Checkpoints, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(random_checkpoint("interval")), "--output", str(tmp_path / "program"), "--chunk", "600"]
+    status, line = error_of(arguments, capsys)
+    assert status == FAILURE
+    assert "--chunk 600" in line
+
+
+def test_hyphens_and_underscores_are_both_accepted(
+    tmp_path: Path, random_checkpoint: Checkpoints, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for flag in ("--max-seq-len", "--max_seq_len"):
+        arguments = [str(random_checkpoint("interval")), "--output", str(tmp_path / "program"), flag, "1000"]
+        assert "--max-seq-len 1000" in error_of(arguments, capsys)[1]
+
+
+@pytest.mark.parametrize("content", ["a file", "a foreign folder", "a program with more in it"])
+def test_only_a_program_is_replaced(
+    content: str, tmp_path: Path, random_checkpoint: Checkpoints, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "program"
+    if content == "a file":
+        output.write_text("mine")
+    else:
+        output.mkdir()
+        (output / "thesis.tex").write_text("mine")
+        if content == "a program with more in it":
+            manifest = '{"format_version": 1, "files": {"model.pte": {}}}'
+            (output / "manifest.json").write_text(manifest)
+    status, line = error_of([str(random_checkpoint("interval")), "--output", str(output)], capsys)
+    assert status == FAILURE
+    assert str(output) in line
+    mine = output if output.is_file() else output / "thesis.tex"
+    assert mine.read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_made_is_named(
+    tmp_path: Path, random_checkpoint: Checkpoints, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    output = tmp_path / "file" / "program"
+    status, line = error_of([str(random_checkpoint("interval")), "--output", str(output)], capsys)
+    assert status == FAILURE
+    assert str(tmp_path / "file") in line
+
+
+def test_a_missing_compiler_is_named(
+    tmp_path: Path,
+    random_checkpoint: Checkpoints,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    status, line = error_of(
+        [str(random_checkpoint("interval")), "--output", str(tmp_path / "program")], capsys
+    )
+    assert status == FAILURE
+    assert "no-such-compiler" in line
+
+
+def test_the_function_refuses_an_unknown_keyword(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="qantize: no such option"):
+        export_program(tmp_path, tmp_path / "program", qantize="int4")
