@@ -1,7 +1,8 @@
-"""Conversations for the demo model, made from its books: questions whose answers are passages, continuations, definitions.
+"""Conversations for the demo model, made from its books: passages, continuations and definitions, asked
+for.
 
-A model this small learns the form of a chat, not facts; every answer is a passage of the training text, apart from the few
-lines about the model itself.
+A model this small learns the form of a chat, not facts; every answer is a passage of the training text,
+apart from the few lines about the model itself.
 """
 
 from __future__ import annotations
@@ -15,22 +16,46 @@ from jinja2 import Environment
 
 Message = dict[str, str]
 
-SYSTEM = ("You are a helpful assistant.", "You are a storyteller.", "Answer in the manner of an old book.", "Be brief.")
-ASK_NAME = ("Tell me about {}.", "Who is {}?", "What do you know of {}?", "Write about {}.", "tell me about {}")
-ASK_TOPIC = ("Tell me a story about {}.", "Write a passage about {}.", "What do you know of {}?", "Tell me about {}.")
+SYSTEM = (
+    "You are a helpful assistant.",
+    "You are a storyteller.",
+    "Answer in the manner of an old book.",
+    "Be brief.",
+)
+ASK_NAME = (
+    "Tell me about {}.",
+    "Who is {}?",
+    "What do you know of {}?",
+    "Write about {}.",
+    "tell me about {}",
+)
+ASK_TOPIC = (
+    "Tell me a story about {}.",
+    "Write a passage about {}.",
+    "What do you know of {}?",
+    "Tell me about {}.",
+)
 CONTINUE = ("Continue: {}", "Go on: {}", "Continue this text: {}", "What comes next? {}")
 DEFINE = ("Define {}.", "What is {}?", "Define the word {}.", "what is {}")
 TOPICS = (
-    "the sea", "a ship", "a whale", "a letter", "a ball", "marriage", "a king", "a mother", "love", "money", "the weather",
-    "a house", "a garden", "the night", "a dinner", "music", "war", "wisdom", "a horse", "a friend", "a father", "death",
-    "happiness", "a walk", "the rain", "a storm", "the captain", "a sister", "a brother", "a daughter", "the heart", "pride",
+    "the sea", "a ship", "a whale", "a letter", "a ball", "marriage", "a king", "a mother", "love", "money",
+    "the weather", "a house", "a garden", "the night", "a dinner", "music", "war", "wisdom", "a horse",
+    "a friend", "a father", "death", "happiness", "a walk", "the rain", "a storm", "the captain", "a sister",
+    "a brother", "a daughter", "the heart", "pride",
 )  # fmt: skip
 MODEL = (
     ("Hello!", "Good day to you. Ask me about Emma, about Captain Ahab, or about the sea."),
     ("Hello", "Good day to you. Ask me about Emma, about Captain Ahab, or about the sea."),
     ("Hi", "Good day to you. What shall I tell you about?"),
-    ("Who are you?", "I am a very small language model. I have read Jane Austen, Moby-Dick and the Bible, and nothing else."),
-    ("What can you do?", "I can go on with a text, and I can write about the people of the books that I have read."),
+    (
+        "Who are you?",
+        "I am a very small language model. I have read Jane Austen, Moby-Dick and the Bible, "
+        "and nothing else.",
+    ),
+    (
+        "What can you do?",
+        "I can go on with a text, and I can write about the people of the books that I have read.",
+    ),
     ("What is your name?", "I have no name. I am a small model that shows how a large one runs."),
     ("How are you?", "I am very well, I thank you, and I hope that you are the same."),
     ("Thank you.", "You are very welcome."),
@@ -41,12 +66,15 @@ NAME = re.compile(r"(?<=[a-z,;] )((?:(?:Mr|Mrs)\. |Miss |Captain |Sir |Lady |Col
 
 def sentences(paragraph: str) -> list[str]:
     """Cuts a paragraph after sentence ends; titles such as "Mr." end none."""
-    return re.split(r"(?:(?<=[.!?])|(?<=[.!?]\"))(?<!Mr\.)(?<!Mrs\.)(?<!Dr\.)(?<!St\.) (?=[A-Z\"])", paragraph)
+    return re.split(
+        r"(?:(?<=[.!?])|(?<=[.!?]\"))(?<!Mr\.)(?<!Mrs\.)(?<!Dr\.)(?<!St\.) (?=[A-Z\"])", paragraph
+    )
 
 
 def clip(text: str, limit: int = 600) -> str:
     """The leading whole sentences of `text`, at most about `limit` characters and at least one sentence."""
-    kept, size = [], 0
+    kept: list[str] = []
+    size = 0
     for sentence in sentences(text):
         if kept and size + len(sentence) > limit:
             break
@@ -83,7 +111,11 @@ class Conversations:
         draw, kind = self._random, self._random.random()
         if kind < 0.3:
             name = draw.choice(list(self._about))
-            return draw.choice(ASK_NAME).format(name), f"I am asked about {name}.", clip(draw.choice(self._about[name]))
+            return (
+                draw.choice(ASK_NAME).format(name),
+                f"I am asked about {name}.",
+                clip(draw.choice(self._about[name])),
+            )
         if kind < 0.5:
             topic = draw.choice(list(self._topics))
             found = draw.choice(self._topics[topic])
@@ -91,7 +123,11 @@ class Conversations:
         if kind < 0.8:
             first, *rest = sentences(draw.choice(self._paragraphs))
             if rest and len(first) < 400:
-                return draw.choice(CONTINUE).format(first), "I am to go on with this text.", clip(" ".join(rest))
+                return (
+                    draw.choice(CONTINUE).format(first),
+                    "I am to go on with this text.",
+                    clip(" ".join(rest)),
+                )
         if kind < 0.97:
             word, meaning = draw.choice(self._definitions)
             return draw.choice(DEFINE).format(word), f"I am to define the word {word}.", meaning
@@ -99,7 +135,7 @@ class Conversations:
         return question, "This is about me.", answer
 
     def draw(self) -> list[Message]:
-        """One conversation: one or two turns, the last answer with its <think> block, which is empty half the time."""
+        """One conversation of one or two turns. The last answer has a <think> block, empty half the time."""
         messages = []
         if self._random.random() < 0.25:
             messages.append({"role": "system", "content": self._random.choice(SYSTEM)})

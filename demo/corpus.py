@@ -2,8 +2,9 @@
 
     python demo/corpus.py OUT          # needs apt-get and dpkg-deb, nothing is installed
 
-writes OUT/train.json (a list of {"book", "text"}, one entry a chapter), OUT/validation.txt (chooses the checkpoint),
-OUT/definitions.json (word -> definition) and OUT/heldout.txt (seen by neither training nor the choice; committed here).
+writes OUT/train.json (a list of {"book", "text"}, one entry a chapter), OUT/definitions.json (word ->
+definition), OUT/validation.txt (chooses the checkpoint) and OUT/heldout.txt (seen by neither training nor
+that choice; committed here).
 """
 
 from __future__ import annotations
@@ -20,11 +21,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 PACKAGES = ("r-cran-janeaustenr", "r-cran-tokenizers", "sword-text-web", "dict-devil")
-# Every 35th chapter is held out and the one after next chooses the checkpoint: about 64 KB of short chapters each.
+# Every 35th chapter is held out, the one after next chooses the checkpoint: 64 KB of short chapters each.
 HELDOUT_STRIDE, HELDOUT_PHASE, VALIDATION_PHASE = 35, 11, 13
 SPLIT_BYTES = 64 * 1024
 # Bierce's jokes about peoples and faiths have not aged well.
-SKIPPED = {"aboriginies", "allah", "female", "hag", "heathen", "hebrew", "infidel", "koran", "mulatto", "negro", "woman"}
+SKIPPED = {
+    "aboriginies",
+    "allah",
+    "female",
+    "hag",
+    "heathen",
+    "hebrew",
+    "infidel",
+    "koran",
+    "mulatto",
+    "negro",
+    "woman",
+}
 
 
 @dataclass(frozen=True)
@@ -48,13 +61,15 @@ def fetch(folder: Path) -> Path:
 
 
 def r_strings(path: Path) -> Iterator[list[str]]:
-    """Yields each character vector of an R lazy-load database (`Rdata.rdb`): zlib blocks of XDR-serialized objects."""
+    """Yields each character vector of an R lazy-load database (`Rdata.rdb`), zlib blocks of XDR objects."""
     data = path.read_bytes()
     while data:
         block = zlib.decompressobj()
         payload = block.decompress(data[4:])  # 4 bytes: the uncompressed length
         data = block.unused_data
-        assert payload[:2] == b"X\n" and struct.unpack(">i", payload[2:6])[0] == 3, f"{path}: not R serialization 3"
+        assert payload[:2] == b"X\n" and struct.unpack(">i", payload[2:6])[0] == 3, (
+            f"{path}: not R serialization 3"
+        )
         cursor = 14 + 4 + struct.unpack(">i", payload[14:18])[0]
         flags, count = struct.unpack(">ii", payload[cursor : cursor + 8])
         assert flags & 0xFF == 16, f"{path}: not a character vector"
@@ -78,7 +93,7 @@ def sword_books(folder: Path) -> Iterator[str]:
 
 def plain(text: str) -> str:
     """One typography for all sources: straight quotes, em dashes, no italics marks, single spaces."""
-    text = text.translate(str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\ufeff": ""}))
+    text = text.translate(str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"", "\ufeff"))
     text = re.sub(r"\s*-{2,}\s*", "\u2014", text.replace("_", ""))
     text = re.sub(r"(?<=\w)-\n\s*(?=\w)", "-", text)
     return re.sub(r" +(?=[,.;:?!])", "", re.sub(r"\s+", " ", text)).strip()
@@ -91,10 +106,14 @@ def paragraphs(lines: list[str]) -> list[str]:
 
 
 def split_chapters(book: str, lines: list[str], heading: str) -> Iterator[Chapter]:
-    """Cuts a novel at lines that match `heading`; what stands before the first one is front matter and dropped."""
+    """Cuts a novel at lines that match `heading`; what stands before the first one is dropped."""
     starts = [i for i, line in enumerate(lines) if re.match(heading, line.strip())]
     for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
-        text = [p for p in paragraphs(lines[start + 1 : end]) if not re.fullmatch(r"(VOLUME|Volume) \w+|THE END|Finis", p)]
+        text = [
+            p
+            for p in paragraphs(lines[start + 1 : end])
+            if not re.fullmatch(r"(VOLUME|Volume) \w+|THE END|Finis", p)
+        ]
         if sum(map(len, text)) > 1000:  # shorter ones are entries of a table of contents
             yield Chapter(book, "\n\n".join(text))
 
@@ -127,7 +146,8 @@ def bible(root: Path) -> Iterator[Chapter]:
 
 def definitions(root: Path) -> dict[str, str]:
     """Ambrose Bierce's The Devil's Dictionary (1911): word -> the prose of its definition."""
-    text = gzip.open(root / "usr/share/dictd/devil.dict.dz").read().decode("utf-8", "replace")
+    packed = (root / "usr/share/dictd/devil.dict.dz").read_bytes()
+    text = gzip.decompress(packed).decode("utf-8", "replace")
     found = {}
     for match in re.finditer(r"^([A-Z][A-Z' -]+), (?:n|adj|v\.[it]|adv)\.(.*(?:\n.+)*)", text, flags=re.M):
         prose = plain(match.group(2))
@@ -153,7 +173,9 @@ def split(chapters: list[Chapter]) -> tuple[list[Chapter], str, str]:
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path, help="folder to write, created when missing")
     out: Path = parser.parse_args().out
     root = fetch(out / "packages")
@@ -165,8 +187,10 @@ def main() -> None:
     (out / "heldout.txt").write_text(heldout)
     books = {chapter.book for chapter in train}
     size = sum(len(chapter.text.encode()) for chapter in train)
-    print(f"{len(train)} chapters of {len(books)} books, {size / 1e6:.1f} MB; validation {len(validation.encode())} B; "
-          f"held out {len(heldout.encode())} B")
+    print(
+        f"{len(train)} chapters of {len(books)} books, {size / 1e6:.1f} MB; "
+        f"validation {len(validation.encode())} B; held out {len(heldout.encode())} B"
+    )
 
 
 if __name__ == "__main__":

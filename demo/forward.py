@@ -1,19 +1,26 @@
-"""A fast training forward over the modules of transformers' Qwen3_5MoeForCausalLM: same weights, same function.
+"""A fast training forward over the modules of transformers' Qwen3_5MoeForCausalLM: its weights, its
+function.
 
-Every expert runs on every token and routing masks the result: with 16 tiny experts two large matrix products beat
-sixteen gathers. The gated delta rule runs in chunks with one triangular solve each. Not for inference: no caches.
+Every expert runs on every token and routing masks the result: with 16 tiny experts two large matrix
+products beat sixteen gathers. The gated delta rule runs in chunks, one triangular solve each. No caches:
+not for inference.
 
-Dimensions: B sequences, T tokens, H heads, D head size, N chunks, C tokens a chunk, E experts, I expert width.
+Dimensions: B sequences, T tokens, H heads, D head size, N chunks, C tokens a chunk, E experts, I expert
+width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 CHUNK = 64
 GROUP = 32
+Step = Callable[..., tuple[Tensor, Tensor]]
 
 
 def noisy(weight: Tensor, rate: float) -> Tensor:
@@ -40,12 +47,12 @@ def unit(x: Tensor) -> Tensor:
 
 
 def gated_delta_rule(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor) -> Tensor:
-    """Gated delta rule from a zero state. q, k, v: [B, H, T, D] float32, k of unit length; log_decay, beta: [B, H, T];
-    T a multiple of CHUNK. Returns [B, H, T, Dv]."""
-    q, k, v, log_decay, beta = (x.unflatten(2, (-1, CHUNK)) for x in (q, k, v, log_decay, beta))  # [B, H, N, C, ...]
+    """Gated delta rule from a zero state. q, k, v: [B, H, T, D] float32, k of unit length; log_decay, beta:
+    [B, H, T]; T a multiple of CHUNK. Returns [B, H, T, Dv]."""
+    q, k, v, log_decay, beta = (x.unflatten(2, (-1, CHUNK)) for x in (q, k, v, log_decay, beta))
     total = log_decay.cumsum(-1)
     causal = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=q.device).tril()
-    decay = (total.unsqueeze(-1) - total.unsqueeze(-2)).masked_fill(~causal, -torch.inf).exp()  # [B, H, N, C, C]
+    decay = (total.unsqueeze(-1) - total.unsqueeze(-2)).masked_fill(~causal, -torch.inf).exp()
     k_beta = k * beta.unsqueeze(-1)
     system = (k_beta @ k.mT) * decay
     right = torch.cat((v * beta.unsqueeze(-1), k_beta * total.exp().unsqueeze(-1)), -1)
@@ -63,7 +70,7 @@ def gated_delta_rule(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: T
     return torch.cat(outputs, 2)
 
 
-def delta_net(net: nn.Module, x: Tensor, rate: float) -> Tensor:
+def delta_net(net: Any, x: Tensor, rate: float) -> Tensor:
     """The DeltaNet token mixer. x: [B, T, hidden]."""
     batch, length, _ = x.shape
     mixed = F.linear(x, noisy(net.in_proj_qkv.weight, rate))
@@ -85,7 +92,7 @@ def delta_net(net: nn.Module, x: Tensor, rate: float) -> Tensor:
     return F.linear(out.reshape(batch, length, -1), noisy(net.out_proj.weight, rate))
 
 
-def attention(net: nn.Module, x: Tensor, cos: Tensor, sin: Tensor, rate: float) -> Tensor:
+def attention(net: Any, x: Tensor, cos: Tensor, sin: Tensor, rate: float) -> Tensor:
     """Grouped-query attention with output gate and partial RoPE. x: [B, T, hidden]; cos, sin: [T, rotary]."""
     q, gate = F.linear(x, noisy(net.q_proj.weight, rate)).unflatten(-1, (-1, 2 * net.head_dim)).chunk(2, -1)
     k = F.linear(x, noisy(net.k_proj.weight, rate)).unflatten(-1, (-1, net.head_dim))
@@ -98,11 +105,13 @@ def attention(net: nn.Module, x: Tensor, cos: Tensor, sin: Tensor, rate: float) 
         return torch.cat((turn * cos + torch.cat((-high, low), -1) * sin, keep), -1).to(x.dtype)
 
     q, k = rotated(q, net.q_norm.weight), rotated(k, net.k_norm.weight)
-    out = F.scaled_dot_product_attention(q, k, v.transpose(1, 2), is_causal=True, enable_gqa=True).transpose(1, 2)
+    out = F.scaled_dot_product_attention(q, k, v.transpose(1, 2), is_causal=True, enable_gqa=True).transpose(
+        1, 2
+    )
     return F.linear((out * gate.sigmoid()).flatten(-2), noisy(net.o_proj.weight, rate))
 
 
-def experts(net: nn.Module, x: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+def experts(net: Any, x: Tensor, rate: float) -> tuple[Tensor, Tensor]:
     """Routed and shared experts. x: [B, T, hidden]. Returns (output, load-balancing loss, 1 when even)."""
     router, routed, shared = net.gate, net.experts, net.shared_expert
     probabilities = F.linear(x, router.weight).float().softmax(-1)  # [B, T, E]
@@ -111,7 +120,9 @@ def experts(net: nn.Module, x: Tensor, rate: float) -> tuple[Tensor, Tensor]:
     load = (weights.detach() > 0).float().mean((0, 1)) / router.top_k
     balance = router.num_experts * (load * probabilities.mean((0, 1))).sum()
 
-    hidden = F.linear(x, noisy(routed.gate_up_proj, rate).flatten(0, 1)).unflatten(-1, (router.num_experts, -1))
+    hidden = F.linear(x, noisy(routed.gate_up_proj, rate).flatten(0, 1)).unflatten(
+        -1, (router.num_experts, -1)
+    )
     gate, up = hidden.chunk(2, -1)  # [B, T, E, I]
     hidden = (F.silu(gate) * up * weights.unsqueeze(-1).to(x.dtype)).flatten(-2)
     out = F.linear(hidden, noisy(routed.down_proj, rate).transpose(0, 1).flatten(1))
@@ -120,7 +131,9 @@ def experts(net: nn.Module, x: Tensor, rate: float) -> tuple[Tensor, Tensor]:
     return out + F.linear(x, net.shared_expert_gate.weight).sigmoid() * extra, balance
 
 
-def layer(net: nn.Module, x: Tensor, cos: Tensor, sin: Tensor, dropout: float, rate: float) -> tuple[Tensor, Tensor]:
+def layer(
+    net: Any, x: Tensor, cos: Tensor, sin: Tensor, dropout: float, rate: float
+) -> tuple[Tensor, Tensor]:
     """One decoder layer. Returns (x, load-balancing loss)."""
     normed = rms_norm(x, 1 + net.input_layernorm.weight)
     mixed = (
@@ -133,7 +146,7 @@ def layer(net: nn.Module, x: Tensor, cos: Tensor, sin: Tensor, dropout: float, r
     return x + F.dropout(mixed, dropout), balance
 
 
-def rotary(config: object, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def rotary(config: Any, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """(cos, sin), each [length, rotary], for text, whose three position axes are equal."""
     parameters = config.rope_parameters
     size = int(config.head_dim * parameters["partial_rotary_factor"])
@@ -143,9 +156,14 @@ def rotary(config: object, length: int, device: torch.device) -> tuple[Tensor, T
     return angle.cos(), angle.sin()
 
 
-def loss(model: nn.Module, tokens: Tensor, dropout: float = 0.0, rate: float = 0.0, step=layer) -> tuple[Tensor, Tensor]:
-    """Mean next-token loss in nats over tokens [B, T + 1], and the mean load-balancing loss. `step` is `layer` or a
-    compiled `layer`; `dropout` falls on the embedding and on every branch, `rate` is `noisy`'s."""
+def loss(
+    model: Any, tokens: Tensor, dropout: float = 0.0, rate: float = 0.0, step: Step = layer
+) -> tuple[Tensor, Tensor]:
+    """Mean next-token loss in nats over tokens [B, T + 1], and the mean load-balancing loss.
+
+    `step` is `layer` or a compiled `layer`. `dropout` falls on the embedding and every branch, `rate` is the
+    share that `noisy` rounds.
+    """
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     cos, sin = rotary(model.config, inputs.shape[1], tokens.device)
     x = F.dropout(model.model.embed_tokens(inputs), dropout)

@@ -2,9 +2,10 @@
 
     python demo/perplexity.py [CHECKPOINT] [--text FILE] [--limit BYTES]
 
-The text is cut into windows of 1024 tokens; each is scored alone from its second token on. int4 means symmetric groups of 32
-along the input axis for every linear layer, one scale a group (absmax / 7, or the scale of least squared error), and int8
-groups for the embedding; the router, norms, convolution and gates stay as they are.
+The text is cut into windows of 1024 tokens; each is scored alone from its second token on. int4 means
+symmetric groups of 32 along the input axis for every linear layer, one scale a group (absmax / 7, or the
+scale of least squared error), and int8 groups for the embedding; the router, norms, convolution and gates
+stay as they are.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def score(model: Qwen3_5MoeForCausalLM, tokenizer: Tokenizer, text: str) -> Scor
 
 
 def rounded(weight: Tensor, limit: int, search: bool) -> Tensor:
-    """`weight` after symmetric group quantization to integers in [-limit - 1, limit] and back, in its own dtype."""
+    """`weight` rounded to integers in [-limit - 1, limit], one scale a group, and back in its own dtype."""
     groups = weight.float().unflatten(-1, (-1, GROUP))
     largest = groups.abs().amax(-1, keepdim=True).clamp_min(1e-8) / limit
     best, best_error = torch.zeros_like(groups), torch.full_like(largest, torch.inf)
@@ -77,7 +78,9 @@ def quantize(model: Qwen3_5MoeForCausalLM, search: bool) -> None:
 def main() -> None:
     """Entry point."""
     here = Path(__file__).parent
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint", type=Path, nargs="?", default=here)
     parser.add_argument("--text", type=Path, default=here / "heldout.txt")
     parser.add_argument("--limit", type=int, default=None, help="bytes of the text to score")
@@ -94,8 +97,11 @@ def main() -> None:
         if search is not None:
             quantize(model, search)
         result = score(model, tokenizer, text)
-        print(f"{label:34} perplexity {result.perplexity:7.3f}  {result.bits_per_byte:.4f} bits/byte  "
-              f"{result.tokens} tokens", flush=True)
+        print(
+            f"{label:34} perplexity {result.perplexity:7.3f}  {result.bits_per_byte:.4f} bits/byte  "
+            f"{result.tokens} tokens",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Trains the demo model: demo/config.json from random weights to demo/model.safetensors, in minutes on one large GPU.
+"""Trains the demo model from random weights, in minutes on one large GPU.
 
-    python demo/train.py CORPUS OUT --minutes 3      # CORPUS: what corpus.py wrote; OUT gets model.safetensors, log.txt
+    python demo/train.py CORPUS OUT --minutes 3   # CORPUS: of corpus.py; OUT: model.safetensors, log.txt
 
-Two phases share one warm-up and cosine schedule, driven by the clock. Phase one sees short windows. Phase two sees windows of
-the model's full length and rounds a random share of the int4 groups at every step (see `forward.noisy`), so that the weights
-lose little when they are quantized. The checkpoint with the lowest validation loss is the one that stays.
+Two phases share one warm-up and cosine schedule, driven by the clock. Phase one sees short windows. Phase
+two sees windows of the model's full length and rounds a random share of the int4 groups at every step
+(`forward.noisy`), so that the weights lose little when they are quantized. The checkpoint with the lowest
+validation loss stays.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from torch import Tensor, nn
 from transformers import Qwen3_5MoeForCausalLM, Qwen3_5MoeTextConfig
 
 HERE = Path(__file__).parent
-NOVELS = {"Emma", "Mansfield Park", "Northanger Abbey", "Persuasion", "Pride And Prejudice", "Sense And Sensibility",
-          "Moby-Dick"}  # fmt: skip
+NOVELS = {"Emma", "Mansfield Park", "Northanger Abbey", "Persuasion", "Pride And Prejudice",
+          "Sense And Sensibility", "Moby-Dick"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Recipe:
 
 
 def token_stream(corpus: Path, tokenizer: Tokenizer, recipe: Recipe) -> Tensor:
-    """All training text as one [tokens] int64 tensor: chapters and conversations shuffled, <|endoftext|> after each."""
+    """All training text, [tokens] int64: chapters and conversations shuffled, <|endoftext|> after each."""
     chapters = json.loads((corpus / "train.json").read_text())
     definitions = json.loads((corpus / "definitions.json").read_text())
     novels = [chapter["text"] for chapter in chapters if chapter["book"] in NOVELS]
@@ -69,7 +70,9 @@ def new_model(recipe: Recipe, device: torch.device) -> Qwen3_5MoeForCausalLM:
     model = Qwen3_5MoeForCausalLM(config)
     for module in model.modules():
         if isinstance(module, nn.Conv1d):
-            nn.init.uniform_(module.weight, -0.5, 0.5)  # the usual 0.02 leaves four taps that pass next to nothing
+            nn.init.uniform_(
+                module.weight, -0.5, 0.5
+            )  # the usual 0.02 leaves four taps that pass next to nothing
     return model.to(device)
 
 
@@ -77,7 +80,10 @@ def optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """AdamW; vectors (norms, decay rates) carry no weight decay."""
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": recipe.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), fused=next(model.parameters()).is_cuda)
 
 
@@ -106,7 +112,7 @@ def save(model: nn.Module, path: Path) -> None:
 
 
 def train(corpus: Path, out: Path, recipe: Recipe, device: torch.device) -> None:
-    """Runs the recipe and leaves the best checkpoint in out/model.safetensors and the losses in out/log.txt."""
+    """Runs the recipe; leaves the best checkpoint in out/model.safetensors, the losses in out/log.txt."""
     torch.set_float32_matmul_precision("high")
     tokenizer = Tokenizer.from_file(str(HERE / "tokenizer.json"))
     stream = token_stream(corpus, tokenizer, recipe).to(device)
@@ -136,8 +142,11 @@ def train(corpus: Path, out: Path, recipe: Recipe, device: torch.device) -> None
         if progress >= next_report or step == 1:
             next_report = progress + 0.02
             exact, rounded = (evaluate(model, validation, 512, rate) for rate in (0.0, 1.0))
-            print(f"{progress:5.1%} step {step} epoch {seen / len(stream):.1f} train {loss.item():.3f} balance "
-                  f"{balance.item():.2f} validation {exact:.4f} int4 {rounded:.4f}", file=log)
+            print(
+                f"{progress:5.1%} step {step} epoch {seen / len(stream):.1f} train {loss.item():.3f} balance "
+                f"{balance.item():.2f} validation {exact:.4f} int4 {rounded:.4f}",
+                file=log,
+            )
             if exact < best and late:
                 best = exact
                 save(model, out / "model.safetensors")
@@ -149,7 +158,9 @@ def train(corpus: Path, out: Path, recipe: Recipe, device: torch.device) -> None
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("corpus", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--minutes", type=float, default=3.0)

@@ -1,6 +1,6 @@
-"""The demo model's tokenizer: byte-level BPE trained on the corpus, with Qwen's split pattern, NFC and ChatML tokens.
+"""The demo model's tokenizer: byte-level BPE of the corpus, with Qwen's split pattern, NFC and ChatML tokens.
 
-    python demo/vocabulary.py CORPUS OUT     # writes OUT/tokenizer.json
+python demo/vocabulary.py CORPUS OUT     # writes OUT/tokenizer.json
 """
 
 from __future__ import annotations
@@ -10,11 +10,24 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 VOCABULARY_SIZE = 4096
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-THINKING = ("<think>", "</think>")  # added but not special, so that decoding keeps them, as Qwen's own files have it
+THINKING = (
+    "<think>",
+    "</think>",
+)  # added but not special, so that decoding keeps them, as Qwen's own files have it
 SPLIT = (  # Qwen3.5's: letters with their combining marks, single digits
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -31,7 +44,9 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False),
         ]
     )
-    tokenizer.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
+    tokenizer.post_processor = processors.ByteLevel(
+        add_prefix_space=False, trim_offsets=False, use_regex=False
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY_SIZE - len(SPECIAL) - len(THINKING),
@@ -47,7 +62,9 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("corpus", type=Path, help="folder that corpus.py wrote")
     parser.add_argument("out", type=Path, help="folder for tokenizer.json")
     arguments = parser.parse_args()
