@@ -24,7 +24,7 @@ ARGS ?=
 WARNINGS_AS_ERRORS := $(if $(CI),ON,OFF)
 STAGE := . tools/stage.sh; stage
 
-cpp_sources := $(shell find runner kernels -name '*.cpp' -o -name '*.h' -o -name CMakeLists.txt)
+cpp_sources := $(shell find runner kernels -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name CMakeLists.txt)
 export_sources := $(shell find export kernels -name '*.py') $(wildcard demo/*.json demo/*.jinja demo/*.safetensors)
 
 run: $(PROGRAM)/manifest.json
@@ -73,7 +73,7 @@ bench: $(PROGRAM)/manifest.json
 
 # --- Style -----------------------------------------------------------------------------------------------------------
 
-cpp_files = $(shell find runner kernels tests -name '*.cpp' -o -name '*.h')
+cpp_files = $(shell find runner kernels tests -name '*.cpp' -o -name '*.h' -o -name '*.inc')
 
 lint: $(VENV)/.dev $(VENV)/.installed
 	$(BIN)/ruff check .

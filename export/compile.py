@@ -14,6 +14,7 @@ from . import contract
 from .elf import undefined_symbols
 from .errors import ExportError
 from .isa import baseline_isa
+from .symbols import private_symbols
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def compile_method(name: str, program: ExportedProgram) -> CompiledMethod:
     """
     module = program.module(check_guards=False)
     try:
-        with torch.no_grad(), baseline_isa():
+        with torch.no_grad(), baseline_isa(), private_symbols():
             produced: Any = torch._inductor.aot_compile(
                 module, program.example_inputs[0], options=compile_options()
             )

@@ -65,14 +65,23 @@ _BASE_SYMBOLS = """
 
 
 def shim_symbol(operator: str) -> str:
-    """The C function behind the operator `qwen::<operator>` on the cpu."""
+    """The C function behind the operator `qwen::<operator>` on the cpu, as Inductor names it."""
     return f"aoti_torch_cpu_{operator}"
 
 
-# Every symbol that a compiled library may leave to the program that loads it: what the runner implements.
-ALLOWED_SYMBOLS = frozenset(
+# What generated code calls and the runner implements, by the names of AOTInductor's interface.
+SHIMS = frozenset(
     [f"aoti_torch_{name}" for name in _BASE_SYMBOLS.split()] + [shim_symbol(name) for name in OPERATORS]
 )
+
+
+def runner_symbol(shim: str) -> str:
+    """The runner's name of a function that PyTorch has too; see `symbols`."""
+    return f"qwen_{shim}"
+
+
+# Every symbol that a compiled library may leave to the program that loads it.
+ALLOWED_SYMBOLS = frozenset(runner_symbol(shim) for shim in SHIMS)
 
 _C_TYPES = {"Tensor": "AtenTensorHandle", "int": "int64_t", "float": "double", "bool": "int32_t"}
 

@@ -45,9 +45,7 @@ void* floats(const py::array& array) {
   return data<uint16_t>(array);
 }
 
-cpu::Array view(const py::array& array) {
-  return {floats(array), dtype(array)};
-}
+cpu::Array view(const py::array& array) { return {floats(array), dtype(array)}; }
 
 int float_linear(const py::array& x, const py::array& weight, const py::array& out) {
   return cpu::float_linear(view(x), view(weight), floats(out), {x.shape(0), x.shape(1), weight.shape(0)});

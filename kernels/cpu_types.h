@@ -27,9 +27,7 @@ inline constexpr int kBadShape = 1;     // sizes that contradict each other, or 
 inline constexpr int kOutOfRange = 2;   // a token, expert, slot or position that does not exist
 inline constexpr int kOutOfMemory = 3;  // no memory for scratch
 
-inline int64_t size_of(DType dtype) {
-  return dtype == DType::kFloat32 ? 4 : 2;
-}
+inline int64_t size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
 inline float bf16_to_float(uint16_t value) {
   const uint32_t bits = static_cast<uint32_t>(value) << 16;

@@ -9,12 +9,8 @@
 namespace qwen {
 namespace {
 
-bool is_space(char32_t c) {
-  return char_properties(c).char_class() == CharClass::kSpace;
-}
-bool is_word(char32_t c) {
-  return char_properties(c).is_word();
-}
+bool is_space(char32_t c) { return char_properties(c).char_class() == CharClass::kSpace; }
+bool is_word(char32_t c) { return char_properties(c).is_word(); }
 
 bool touches_word(std::string_view text, size_t start, size_t end) {
   return (start > 0 && is_word(utf8_before(text, start).code_point)) ||

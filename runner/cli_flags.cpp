@@ -18,9 +18,7 @@ std::string both_spellings(const std::string& name) {
   return hyphens == name ? "--" + name : "--" + name + ",--" + hyphens;
 }
 
-std::string spelled(const CLI::Option& option) {
-  return "--" + option.get_lnames().front();
-}
+std::string spelled(const CLI::Option& option) { return "--" + option.get_lnames().front(); }
 
 Error not_allowed(const CLI::Option& option, const std::string& value, const std::string& allowed) {
   return {ErrorCode::kInvalidArgument, spelled(option) + " is \"" + value + "\": it must be " + allowed};
@@ -75,9 +73,7 @@ std::optional<std::string> given_value(const CLI::Option& option) {
   return option.results().empty() ? std::nullopt : std::optional<std::string>(option.results().back());
 }
 
-std::vector<std::string> given_values(const CLI::Option& option) {
-  return option.results();
-}
+std::vector<std::string> given_values(const CLI::Option& option) { return option.results(); }
 
 Result<std::optional<bool>> given_switch(const CLI::Option& option) {
   const std::optional<std::string> value = given_value(option);
@@ -114,13 +110,9 @@ Result<std::string> given_program(const CLI::Option& option) {
   return *folder;
 }
 
-std::optional<int64_t> parse_integer(const std::string& text) {
-  return parse_all<int64_t>(text);
-}
+std::optional<int64_t> parse_integer(const std::string& text) { return parse_all<int64_t>(text); }
 
-std::optional<double> parse_number(const std::string& text) {
-  return parse_all<double>(text);
-}
+std::optional<double> parse_number(const std::string& text) { return parse_all<double>(text); }
 
 void prepare(CLI::App& app) {
   app.allow_extras();

@@ -45,9 +45,7 @@ void Output::end_line() {
   }
 }
 
-bool Output::closed() const {
-  return error_ == EPIPE;
-}
+bool Output::closed() const { return error_ == EPIPE; }
 
 Status Output::status() const {
   if (error_ == 0 || closed()) {
@@ -62,16 +60,10 @@ void print_line(const std::string& line) {
   std::fprintf(stderr, "%s\n", one_line.c_str());
 }
 
-void print_warning(const std::string& message) {
-  print_line("warning: " + message);
-}
+void print_warning(const std::string& message) { print_line("warning: " + message); }
 
-void print_error(const Error& error) {
-  print_line("error: " + error.message);
-}
+void print_error(const Error& error) { print_line("error: " + error.message); }
 
-int exit_status(const Error& error) {
-  return error.code == ErrorCode::kInvalidArgument ? 2 : 1;
-}
+int exit_status(const Error& error) { return error.code == ErrorCode::kInvalidArgument ? 2 : 1; }
 
 }  // namespace qwen::cli

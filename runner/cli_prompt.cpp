@@ -12,9 +12,7 @@
 namespace qwen::cli {
 namespace {
 
-Error usage(const std::string& message) {
-  return {ErrorCode::kInvalidArgument, message};
-}
+Error usage(const std::string& message) { return {ErrorCode::kInvalidArgument, message}; }
 
 // `path` or, for "-", standard input.
 Result<std::string> read_prompt_file(const std::string& path) {

@@ -1,7 +1,8 @@
 // ConstantStore: the one owner of a program's weights and state, keyed by fully qualified name.
 //
-// Weights are views of the mapped .ptd and are never copied; state is allocated once, zero-filled, with a leading slot
-// dimension. Every compiled method binds to these same tensors. Addresses never change. Not thread-safe.
+// Weights are views of the mapped .ptd and are never copied; state is allocated once, zero-filled, with a
+// leading slot dimension. Every compiled method binds to these same tensors. Addresses never change. Not
+// thread-safe.
 #pragma once
 
 #include <cstddef>
@@ -34,14 +35,16 @@ class ConstantStore {
  public:
   // The weight `name`, found in `data` (whose memory must outlive this store). Error: kCorrupt.
   Result<Tensor*> weight(const executorch::runtime::NamedDataMap& data, const std::string& name);
-  // The state `name` [S, ...], made at the first call. Errors: kOutOfMemory; kCorrupt if it is known with another shape.
+  // The state `name` [S, ...], made at the first call. Errors: kOutOfMemory; kCorrupt if it is known with
+  // another shape.
   Result<Tensor*> state(const std::string& name, ScalarType dtype, std::span<const int64_t> sizes);
 
   // Null if there is no such state.
   const Tensor* find_state(const std::string& name) const;
   // Bytes of one slot of a state tensor.
   static std::span<std::byte> slot(const Tensor& state, int64_t slot);
-  // Zero-fills `slot` in every state tensor; by memset, so that nothing of what was there survives, NaN included.
+  // Zero-fills `slot` in every state tensor; by memset, so that nothing of what was there survives, NaN
+  // included.
   void zero_slot(int64_t slot);
 
   uint64_t weight_bytes() const { return weight_bytes_; }

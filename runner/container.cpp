@@ -13,7 +13,8 @@ struct Container::Functions {
   AOTIRuntimeError (*constant_dtype)(ContainerHandle, size_t, int32_t*);
   AOTIRuntimeError (*constant_size)(ContainerHandle, size_t, size_t*);
   AOTIRuntimeError (*bind)(ContainerHandle, const AOTInductorConstantMapEntry*, size_t, bool, bool);
-  AOTIRuntimeError (*run)(ContainerHandle, AtenTensorHandle*, size_t, AtenTensorHandle*, size_t, void*, void*);
+  AOTIRuntimeError (*run)(ContainerHandle, AtenTensorHandle*, size_t, AtenTensorHandle*, size_t, void*,
+                          void*);
 
   Status find(const CompiledLibrary& library) {
     QWEN_RETURN_IF_ERROR(library.find("AOTInductorModelContainerCreateWithDevice", create));
@@ -23,8 +24,7 @@ struct Container::Functions {
     QWEN_RETURN_IF_ERROR(library.find("AOTInductorModelContainerGetConstantOriginalFQN", constant_fqn));
     QWEN_RETURN_IF_ERROR(library.find("AOTInductorModelContainerGetConstantDtype", constant_dtype));
     QWEN_RETURN_IF_ERROR(library.find("AOTInductorModelContainerGetConstantDataSize", constant_size));
-    QWEN_RETURN_IF_ERROR(
-        library.find("AOTInductorModelContainerUpdateUserManagedConstantBufferPairs", bind));
+    QWEN_RETURN_IF_ERROR(library.find("AOTInductorModelContainerUpdateUserManagedConstantBufferPairs", bind));
     // One container, one stream: the variant without the pool of models and its events.
     return library.find("AOTInductorModelContainerRunSingleThreaded", run);
   }
@@ -37,8 +37,8 @@ Container::~Container() {
   if (handle_ != nullptr) functions_->destroy(handle_);
 }
 
-Result<std::unique_ptr<Container>> Container::create(std::span<const std::byte> bytes, const std::string& name,
-                                                     const std::string& device) {
+Result<std::unique_ptr<Container>> Container::create(std::span<const std::byte> bytes,
+                                                     const std::string& name, const std::string& device) {
   QWEN_ASSIGN_OR_RETURN(CompiledLibrary library, CompiledLibrary::load(bytes, name));
   std::unique_ptr<Container> container(new Container(std::move(library)));
   QWEN_RETURN_IF_ERROR(container->functions_->find(container->library_));
@@ -53,13 +53,15 @@ Result<std::unique_ptr<Container>> Container::create(std::span<const std::byte> 
 Status Container::read_constants() {
   size_t count = 0;
   if (functions_->num_constants(handle_, &count) != 0) return failure("reading the constants");
+  constants_.reserve(count);
   for (size_t i = 0; i < count; ++i) {
     const char* internal_name = nullptr;
     const char* name = nullptr;
     int32_t dtype = 0;
     size_t bytes = 0;
     if (functions_->constant_name(handle_, i, &internal_name) != 0 ||
-        functions_->constant_fqn(handle_, i, &name) != 0 || functions_->constant_dtype(handle_, i, &dtype) != 0 ||
+        functions_->constant_fqn(handle_, i, &name) != 0 ||
+        functions_->constant_dtype(handle_, i, &dtype) != 0 ||
         functions_->constant_size(handle_, i, &bytes) != 0) {
       return failure("reading the constants");
     }
@@ -69,13 +71,15 @@ Status Container::read_constants() {
 }
 
 Status Container::bind(std::span<Tensor* const> tensors) {
-  if (tensors.size() != constants_.size()) return Error{ErrorCode::kInternal, "not every constant has a tensor"};
+  if (tensors.size() != constants_.size())
+    return Error{ErrorCode::kInternal, "not every constant has a tensor"};
   std::vector<AOTInductorConstantMapEntry> pairs;
+  pairs.reserve(tensors.size());
   for (size_t i = 0; i < tensors.size(); ++i) {
     pairs.push_back({constants_[i].internal_name.c_str(), tensors[i]->handle()});
   }
-  if (functions_->bind(handle_, pairs.data(), pairs.size(), /*use_inactive=*/false, /*validate_full_update=*/true) !=
-      0) {
+  if (functions_->bind(handle_, pairs.data(), pairs.size(), /*use_inactive=*/false,
+                       /*validate_full_update=*/true) != 0) {
     return failure("binding the constants");
   }
   return ok_status();
@@ -84,6 +88,7 @@ Status Container::bind(std::span<Tensor* const> tensors) {
 Result<std::vector<std::unique_ptr<Tensor>>> Container::run(std::vector<std::unique_ptr<Tensor>> inputs,
                                                             size_t outputs) {
   std::vector<AtenTensorHandle> input_handles;
+  input_handles.reserve(inputs.size());
   for (std::unique_ptr<Tensor>& input : inputs) input_handles.push_back(input.release()->handle());
   std::vector<AtenTensorHandle> output_handles(outputs, nullptr);
   const ArenaScope scope(&arena_);
@@ -91,6 +96,7 @@ Result<std::vector<std::unique_ptr<Tensor>>> Container::run(std::vector<std::uni
   const AOTIRuntimeError code = functions_->run(handle_, input_handles.data(), input_handles.size(),
                                                 output_handles.data(), outputs, nullptr, nullptr);
   std::vector<std::unique_ptr<Tensor>> results;
+  results.reserve(outputs);
   for (const AtenTensorHandle handle : output_handles) results.emplace_back(Tensor::from(handle));
   if (code != 0) return failure("running the compiled method");
   // A failed check inside compiled code has no way to stop it; its message is left behind.

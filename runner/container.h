@@ -1,6 +1,7 @@
 // Container: one compiled method, through the C functions that AOTInductor gives its library.
 //
-// Not thread-safe: one run at a time. Constants are bound once, after creation, to memory that must outlive it.
+// Not thread-safe: one run at a time. Constants are bound once, after creation, to memory that must outlive
+// it.
 #pragma once
 
 #include <cstddef>
@@ -26,8 +27,8 @@ struct ConstantInfo {
 class Container {
  public:
   // `device` is "cpu" or "cuda". Errors: kUnsupported, kInternal.
-  static Result<std::unique_ptr<Container>> create(std::span<const std::byte> library, const std::string& name,
-                                                   const std::string& device);
+  static Result<std::unique_ptr<Container>> create(std::span<const std::byte> library,
+                                                   const std::string& name, const std::string& device);
   ~Container();
   Container(const Container&) = delete;
   Container& operator=(const Container&) = delete;
@@ -37,9 +38,11 @@ class Container {
   // Binds constant i to tensors[i]. REQUIRES: one tensor a constant, alive as long as this container.
   Status bind(std::span<Tensor* const> tensors);
 
-  // Runs the method. Consumes the inputs; the outputs' memory belongs to this container's arena and is valid until the
-  // outputs are destroyed, which must be before the next run. Error: kInternal with the compiled code's own message.
-  Result<std::vector<std::unique_ptr<Tensor>>> run(std::vector<std::unique_ptr<Tensor>> inputs, size_t outputs);
+  // Runs the method. Consumes the inputs; the outputs' memory belongs to this container's arena and is valid
+  // until the outputs are destroyed, which must be before the next run. Error: kInternal with the compiled
+  // code's own message.
+  Result<std::vector<std::unique_ptr<Tensor>>> run(std::vector<std::unique_ptr<Tensor>> inputs,
+                                                   size_t outputs);
 
   size_t arena_bytes() const { return arena_.reserved_bytes(); }
 

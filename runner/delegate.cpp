@@ -34,8 +34,9 @@ Error corrupt(const std::string& what) {
 }
 
 std::optional<ScalarType> parse_dtype(const std::string& name) {
-  for (const ScalarType dtype : {ScalarType::kUInt8, ScalarType::kInt8, ScalarType::kInt32, ScalarType::kInt64,
-                                 ScalarType::kFloat32, ScalarType::kBFloat16, ScalarType::kBool}) {
+  for (const ScalarType dtype :
+       {ScalarType::kUInt8, ScalarType::kInt8, ScalarType::kInt32, ScalarType::kInt64, ScalarType::kFloat32,
+        ScalarType::kBFloat16, ScalarType::kBool}) {
     if (name == to_string(dtype)) return dtype;
   }
   return std::nullopt;
@@ -52,8 +53,8 @@ Status make_states(const json& description, ConstantStore& constants) {
   return ok_status();
 }
 
-// Finds the tensor behind every constant of the container and binds them all: coverage is ours to check, since the
-// container ignores names it does not know and only warns of missing ones.
+// Finds the tensor behind every constant of the container and binds them all: coverage is ours to check,
+// since the container ignores names it does not know and only warns of missing ones.
 Status bind_constants(Container& container, const std::string& method, const et::NamedDataMap& data,
                       DelegateContext& context) {
   std::vector<Tensor*> tensors;
@@ -87,9 +88,9 @@ Result<std::unique_ptr<CompiledMethod>> load_method(std::string_view processed, 
     method->inputs = description.at("inputs").get<size_t>();
     method->outputs = description.at("outputs").get<size_t>();
     QWEN_RETURN_IF_ERROR(make_states(description, context.constants));
-    QWEN_ASSIGN_OR_RETURN(
-        method->container,
-        Container::create({static_cast<const std::byte*>(library->data()), library->size()}, name, context.device));
+    QWEN_ASSIGN_OR_RETURN(method->container,
+                          Container::create({static_cast<const std::byte*>(library->data()), library->size()},
+                                            name, context.device));
     QWEN_RETURN_IF_ERROR(bind_constants(*method->container, name, data, context));
     return method;
   } catch (const json::exception& error) {

@@ -1,8 +1,8 @@
 // The ExecuTorch delegate behind both methods of a program: compiled library in, bound container out.
 //
-// ExecuTorch keeps one instance for the process and gives it no way to tell programs apart, so a program opens a
-// DelegateScope around every call into ExecuTorch that may reach the delegate. Different threads may be inside different
-// scopes at the same time.
+// ExecuTorch keeps one instance for the process and gives it no way to tell programs apart, so a program
+// opens a DelegateScope around every call into ExecuTorch that may reach the delegate. Different threads may
+// be inside different scopes at the same time.
 #pragma once
 
 #include <optional>
@@ -37,8 +37,8 @@ class DelegateScope {
   DelegateContext* previous_;
 };
 
-// Registers the delegate with ExecuTorch, once a process; later calls do nothing. What ExecuTorch logs inside a scope
-// goes to the scope's context instead of stderr, where only our own one line belongs. Thread-safe.
+// Registers the delegate with ExecuTorch, once a process; later calls do nothing. What ExecuTorch logs inside
+// a scope goes to the scope's context instead of stderr, where only our own one line belongs. Thread-safe.
 Status register_delegate();
 
 }  // namespace qwen

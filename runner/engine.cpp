@@ -15,7 +15,8 @@ Engine::~Engine() = default;
 Result<std::unique_ptr<Engine>> Engine::load(const std::string& path, const EngineOptions&) {
   const auto start = std::chrono::steady_clock::now();
   QWEN_ASSIGN_OR_RETURN(auto program, Program::load(path));
-  QWEN_ASSIGN_OR_RETURN(auto tokenizer, Tokenizer::from_json(program->tokenizer_json(), path + "/tokenizer.json"));
+  QWEN_ASSIGN_OR_RETURN(auto tokenizer,
+                        Tokenizer::from_json(program->tokenizer_json(), path + "/tokenizer.json"));
   QWEN_ASSIGN_OR_RETURN(auto chat, ChatFormat::from_json(program->manifest().chat));
   auto impl = std::make_unique<Impl>(std::move(program), std::move(tokenizer), std::move(chat));
   impl->load_stats.load_ms =
@@ -39,9 +40,10 @@ Result<Session> Engine::open_session() {
     impl_->program->constants().zero_slot(static_cast<int64_t>(slot));
     return Session(this, static_cast<int64_t>(slot));
   }
-  return Error{ErrorCode::kInvalidArgument, "all " + std::to_string(impl_->slot_taken.size()) +
-                                                " slots of the program are in use; close a session, or export with "
-                                                "more --slots"};
+  return Error{ErrorCode::kInvalidArgument,
+               "all " + std::to_string(impl_->slot_taken.size()) +
+                   " slots of the program are in use; close a session, or export with "
+                   "more --slots"};
 }
 
 }  // namespace qwen

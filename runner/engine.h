@@ -1,5 +1,5 @@
-// Engine: one loaded program, ready to run. It owns the compiled methods, the one copy of the weights that both share,
-// and the state slots; sessions borrow a slot each.
+// Engine: one loaded program, ready to run. It owns the compiled methods, the one copy of the weights that
+// both share, and the state slots; sessions borrow a slot each.
 //
 // Thread-safe: any number of threads may open sessions and step them; steps of one engine run one at a time.
 #pragma once
@@ -34,7 +34,8 @@ struct LoadStats {
 
 class Engine {
  public:
-  // Loads and checks the program in the folder `path`. Errors: kNotFound, kCorrupt, kUnsupported, kOutOfMemory.
+  // Loads and checks the program in the folder `path`. Errors: kNotFound, kCorrupt, kUnsupported,
+  // kOutOfMemory.
   static Result<std::unique_ptr<Engine>> load(const std::string& path, const EngineOptions& options = {});
   ~Engine();
   Engine(const Engine&) = delete;
@@ -48,7 +49,8 @@ class Engine {
   // Every constant of both methods with the address its container uses.
   std::vector<BoundConstant> bound_constants() const;
 
-  // Takes a free slot, zero-filled. Fails with kInvalidArgument when all slots are in use. The engine must outlive it.
+  // Takes a free slot, zero-filled. Fails with kInvalidArgument when all slots are in use. The engine must
+  // outlive it.
   Result<Session> open_session();
 
  private:

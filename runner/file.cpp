@@ -87,8 +87,8 @@ std::string sha256_hex(std::span<const std::byte> bytes) {
 
 Status verify_digest(std::span<const std::byte> bytes, const FileDigest& digest, const std::string& path) {
   if (bytes.size() != digest.size) {
-    return Error{ErrorCode::kCorrupt, path + " has " + std::to_string(bytes.size()) + " bytes, the manifest says " +
-                                          std::to_string(digest.size) +
+    return Error{ErrorCode::kCorrupt, path + " has " + std::to_string(bytes.size()) +
+                                          " bytes, the manifest says " + std::to_string(digest.size) +
                                           "; the program is damaged: export or copy it again"};
   }
   const size_t blocks = digest.sha256.size();
@@ -107,8 +107,9 @@ Status verify_digest(std::span<const std::byte> bytes, const FileDigest& digest,
   work();
   helpers.clear();
   if (!intact) {
-    return Error{ErrorCode::kCorrupt,
-                 path + " does not match its digest in the manifest; the program is damaged: export or copy it again"};
+    return Error{
+        ErrorCode::kCorrupt,
+        path + " does not match its digest in the manifest; the program is damaged: export or copy it again"};
   }
   return ok_status();
 }

@@ -11,8 +11,8 @@
 
 namespace qwen {
 
-// A file mapped read-only. Pages are shared with the page cache and are not copies. Movable, not copyable; spans of
-// bytes() stay valid when it moves. Thread-safe to read.
+// A file mapped read-only. Pages are shared with the page cache and are not copies. Movable, not copyable;
+// spans of bytes() stay valid when it moves. Thread-safe to read.
 class MappedFile {
  public:
   // Errors: kNotFound, kIo.

@@ -11,17 +11,18 @@
 
 #include "shims/abi.h"
 
-QWEN_SHIM int32_t aoti_torch_device_type_cpu();
+QWEN_SHIM int32_t qwen_aoti_torch_device_type_cpu();
 
 namespace qwen {
 namespace {
 
-// Compiled libraries look for the shims among the process's global symbols. An executable linked with this library has
-// them there; a Python extension is opened with local visibility, so this library is promoted once.
+// Compiled libraries look for the shims among the process's global symbols. An executable linked with this
+// library has them there; a Python extension is opened with local visibility, so this library is promoted
+// once.
 void publish_shims() {
   static const bool published = [] {
     Dl_info info = {};
-    if (dladdr(reinterpret_cast<void*>(&aoti_torch_device_type_cpu), &info) == 0) return false;
+    if (dladdr(reinterpret_cast<void*>(&qwen_aoti_torch_device_type_cpu), &info) == 0) return false;
     return dlopen(info.dli_fname, RTLD_NOW | RTLD_GLOBAL | RTLD_NOLOAD) != nullptr;
   }();
   (void)published;  // dlopen() of the compiled library reports what is missing
@@ -31,7 +32,8 @@ Status write_all(int fd, std::span<const std::byte> bytes) {
   while (!bytes.empty()) {
     const ssize_t written = ::write(fd, bytes.data(), bytes.size());
     if (written < 0 && errno == EINTR) continue;
-    if (written <= 0) return Error{ErrorCode::kIo, std::string("cannot stage a library: ") + std::strerror(errno)};
+    if (written <= 0)
+      return Error{ErrorCode::kIo, std::string("cannot stage a library: ") + std::strerror(errno)};
     bytes = bytes.subspan(static_cast<size_t>(written));
   }
   return ok_status();
@@ -49,9 +51,10 @@ Result<CompiledLibrary> CompiledLibrary::load(std::span<const std::byte> bytes, 
   library.handle_ = dlopen(("/proc/self/fd/" + std::to_string(fd)).c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library.handle_ == nullptr) {
     const char* reason = dlerror();
-    return Error{ErrorCode::kUnsupported, "the compiled " + name + " cannot be loaded here (" +
-                                              (reason != nullptr ? reason : "unknown reason") +
-                                              "); export the checkpoint again with this version on this machine"};
+    return Error{ErrorCode::kUnsupported,
+                 "the compiled " + name + " cannot be loaded here (" +
+                     (reason != nullptr ? reason : "unknown reason") +
+                     "); export the checkpoint again with this version on this machine"};
   }
   return library;
 }
@@ -73,8 +76,8 @@ CompiledLibrary::~CompiledLibrary() {
 Status CompiledLibrary::find_address(const char* symbol, void*& out) const {
   out = dlsym(handle_, symbol);
   if (out != nullptr) return ok_status();
-  return Error{ErrorCode::kUnsupported,
-               std::string("the compiled program lacks ") + symbol + "; export the checkpoint again with this version"};
+  return Error{ErrorCode::kUnsupported, std::string("the compiled program lacks ") + symbol +
+                                            "; export the checkpoint again with this version"};
 }
 
 }  // namespace qwen

@@ -1,7 +1,7 @@
 // CompiledLibrary: a shared library that AOTInductor made, loaded from memory.
 //
-// The bytes come from a program whose digest was checked, and never touch the file system: no predictable path, nothing
-// left behind. Movable; unloaded when destroyed, so anything made from it must be gone by then.
+// The bytes come from a program whose digest was checked, and never touch the file system: no predictable
+// path, nothing left behind. Movable; unloaded when destroyed, so anything made from it must be gone by then.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +14,8 @@ namespace qwen {
 
 class CompiledLibrary {
  public:
-  // `name` is for messages. Errors: kUnsupported (an operator that this runner lacks, another architecture), kIo.
+  // `name` is for messages. Errors: kUnsupported (an operator that this runner lacks, another architecture),
+  // kIo.
   static Result<CompiledLibrary> load(std::span<const std::byte> bytes, const std::string& name);
   CompiledLibrary(CompiledLibrary&& other) noexcept;
   CompiledLibrary& operator=(CompiledLibrary&& other) noexcept;

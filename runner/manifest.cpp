@@ -32,8 +32,8 @@ Status verify_own_digest(std::string_view text, const std::string& path) {
   return ok_status();
 }
 
-// Reads `object[key]` into `out`; throws json::exception when it is missing or of another type, which parse() turns
-// into one message.
+// Reads `object[key]` into `out`; throws json::exception when it is missing or of another type, which parse()
+// turns into one message.
 template <typename T>
 void read(const json& object, const char* key, T& out) {
   out = object.at(key).get<T>();
@@ -91,7 +91,8 @@ Result<Manifest> Manifest::parse(std::string_view text, const std::string& path)
     const auto version = root.at("format_version").get<int64_t>();
     if (version != kProgramFormatVersion) {
       return Error{ErrorCode::kUnsupported, path + " has program format " + std::to_string(version) +
-                                                ", this runner reads " + std::to_string(kProgramFormatVersion) +
+                                                ", this runner reads " +
+                                                std::to_string(kProgramFormatVersion) +
                                                 "; export the checkpoint again with this version"};
     }
     Manifest manifest = read_manifest(root);

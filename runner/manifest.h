@@ -1,7 +1,7 @@
 // Manifest: what a program says of itself in manifest.json. Format version 1.
 //
-// The manifest is read first and vouches for everything else: it carries its own digest and the size and digests of
-// every other file. Immutable after parsing, so safe to share between threads.
+// The manifest is read first and vouches for everything else: it carries its own digest and the size and
+// digests of every other file. Immutable after parsing, so safe to share between threads.
 #pragma once
 
 #include <cstdint>
@@ -42,8 +42,8 @@ struct Manifest {
   nlohmann::json chat;                 // see chat.h
   std::map<std::string, FileDigest> files;
 
-  // Parses and checks the text of a manifest.json; `path` is for messages. Errors: kCorrupt (not JSON, a missing or
-  // mistyped key, a digest that does not match), kUnsupported (another format version).
+  // Parses and checks the text of a manifest.json; `path` is for messages. Errors: kCorrupt (not JSON, a
+  // missing or mistyped key, a digest that does not match), kUnsupported (another format version).
   static Result<Manifest> parse(std::string_view text, const std::string& path);
 };
 

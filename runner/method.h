@@ -20,7 +20,8 @@ namespace qwen {
 
 class Method {
  public:
-  // `program`, `weights` and `context` must outlive the method. `weights` may be null for a method without any.
+  // `program`, `weights` and `context` must outlive the method. `weights` may be null for a method without
+  // any.
   static Result<std::unique_ptr<Method>> load(const executorch::runtime::Program& program, const char* name,
                                               const executorch::runtime::NamedDataMap* weights,
                                               DelegateContext* context);

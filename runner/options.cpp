@@ -38,9 +38,7 @@ bool set_boolean(const json& value, bool& field) {
   return true;
 }
 
-bool is_text(const json& value) {
-  return value.is_string() && !value.get_ref<const std::string&>().empty();
-}
+bool is_text(const json& value) { return value.is_string() && !value.get_ref<const std::string&>().empty(); }
 
 bool set_strings(const json& value, std::vector<std::string>& field) {
   if (is_text(value)) {
@@ -155,15 +153,11 @@ int64_t edit_distance(std::string_view a, std::string_view b) {
   return row.back();
 }
 
-int64_t random_seed() {
-  return static_cast<int64_t>(std::random_device{}());
-}
+int64_t random_seed() { return static_cast<int64_t>(std::random_device{}()); }
 
 }  // namespace
 
-std::span<const OptionSpec> generation_options() {
-  return kOptions;
-}
+std::span<const OptionSpec> generation_options() { return kOptions; }
 
 Result<GenerateOptions> make_generate_options(const Manifest& manifest, const json& values) {
   if (!values.is_object()) {

@@ -31,12 +31,8 @@ constexpr std::string_view kRepresentatives[5][3] = {
 constexpr char32_t kLongS = 0x17F;
 constexpr char32_t kKelvinSign = 0x212A;
 
-bool is_alnum(char c) {
-  return std::isalnum(static_cast<unsigned char>(c)) != 0;
-}
-bool is_digit(char c) {
-  return std::isdigit(static_cast<unsigned char>(c)) != 0;
-}
+bool is_alnum(char c) { return std::isalnum(static_cast<unsigned char>(c)) != 0; }
+bool is_digit(char c) { return std::isdigit(static_cast<unsigned char>(c)) != 0; }
 
 // Names the first construct of `pattern` for which Oniguruma and PCRE2 differ, or of which class_text does
 // not keep the meaning; empty if there is none.

@@ -29,8 +29,8 @@ Result<MappedFile> open_verified(const std::string& folder, const char* name, co
   const std::string path = folder + "/" + name;
   const auto digest = manifest.files.find(name);
   if (digest == manifest.files.end()) {
-    return Error{ErrorCode::kCorrupt, folder + "/" + kManifestFile + " does not list " + name +
-                                          "; export the checkpoint again"};
+    return Error{ErrorCode::kCorrupt,
+                 folder + "/" + kManifestFile + " does not list " + name + "; export the checkpoint again"};
   }
   QWEN_ASSIGN_OR_RETURN(MappedFile file, MappedFile::open(path));
   QWEN_RETURN_IF_ERROR(verify_digest(file.bytes(), digest->second, path));
@@ -39,12 +39,14 @@ Result<MappedFile> open_verified(const std::string& folder, const char* name, co
 
 Status check_target(const Manifest& manifest, const std::string& folder) {
   if (manifest.device != "cpu") {
-    return Error{ErrorCode::kUnsupported, folder + " is a program for " + manifest.device +
-                                              ", this runner is built for cpu only; export with --target cpu"};
+    return Error{ErrorCode::kUnsupported,
+                 folder + " is a program for " + manifest.device +
+                     ", this runner is built for cpu only; export with --target cpu"};
   }
   if (!cpu_supports(manifest.isa)) {
-    return Error{ErrorCode::kUnsupported, folder + " was compiled for " + manifest.isa +
-                                              ", which this CPU lacks; export the checkpoint on this machine"};
+    return Error{ErrorCode::kUnsupported,
+                 folder + " was compiled for " + manifest.isa +
+                     ", which this CPU lacks; export the checkpoint on this machine"};
   }
   return ok_status();
 }
@@ -120,11 +122,12 @@ Status Program::Impl::parse() {
   const DelegateScope scope(&context);
   const auto model = model_file.bytes();
   model_loader.emplace(model.data(), model.size());
-  // The default verification crashes on damaged files; this one does not, and the digest has already been checked.
+  // The default verification crashes on damaged files; this one does not, and the digest has already been
+  // checked.
   auto parsed = et::Program::load(&*model_loader, et::Program::Verification::InternalConsistency);
   if (!parsed.ok()) {
-    return Error{ErrorCode::kCorrupt, folder + "/" + kModelFile + " is not an ExecuTorch program (" + context.log +
-                                          "); export the checkpoint again"};
+    return Error{ErrorCode::kCorrupt, folder + "/" + kModelFile + " is not an ExecuTorch program (" +
+                                          context.log + "); export the checkpoint again"};
   }
   program.emplace(std::move(parsed.get()));
   const auto bytes = weights_file.bytes();
@@ -143,8 +146,10 @@ Status Program::Impl::load_methods() {
   QWEN_ASSIGN_OR_RETURN(prefill, Method::load(*program, "prefill", &*weights, &context));
   QWEN_ASSIGN_OR_RETURN(decode, Method::load(*program, "decode", &*weights, &context));
   if (prefill->output_count() != 2 || decode->output_count() != 2) {
-    return Error{ErrorCode::kCorrupt, folder + " has methods with other outputs than this runner reads; export the "
-                                               "checkpoint again with this version"};
+    return Error{ErrorCode::kCorrupt,
+                 folder +
+                     " has methods with other outputs than this runner reads; export the "
+                     "checkpoint again with this version"};
   }
   return ok_status();
 }
@@ -160,8 +165,8 @@ Status Program::Impl::check_metadata() {
     QWEN_ASSIGN_OR_RETURN(const auto method, Method::load(*program, name, nullptr, &context));
     QWEN_RETURN_IF_ERROR(method->run({}));
     if (method->output_count() != 1 || !method->output(0).isInt() || method->output(0).toInt() != value) {
-      return Error{ErrorCode::kCorrupt, folder + "/" + kManifestFile + " and " + kModelFile + " disagree on " + name +
-                                            "; export the checkpoint again"};
+      return Error{ErrorCode::kCorrupt, folder + "/" + kManifestFile + " and " + kModelFile +
+                                            " disagree on " + name + "; export the checkpoint again"};
     }
   }
   return ok_status();
@@ -180,8 +185,14 @@ Result<std::unique_ptr<Program>> Program::load(const std::string& path) {
   QWEN_ASSIGN_OR_RETURN(MappedFile model, open_verified(path, kModelFile, manifest));
   QWEN_ASSIGN_OR_RETURN(MappedFile weights, open_verified(path, kWeightsFile, manifest));
   QWEN_ASSIGN_OR_RETURN(const MappedFile tokenizer, open_verified(path, kTokenizerFile, manifest));
+  // The rest is for other readers (Python's chat); a program is whole or it is not.
+  for (const auto& [name, digest] : manifest.files) {
+    if (name == kModelFile || name == kWeightsFile || name == kTokenizerFile) continue;
+    QWEN_RETURN_IF_ERROR(open_verified(path, name.c_str(), manifest));
+  }
   auto impl = std::make_unique<Impl>(path, std::move(manifest), std::move(model), std::move(weights));
-  impl->tokenizer_json.assign(reinterpret_cast<const char*>(tokenizer.bytes().data()), tokenizer.bytes().size());
+  impl->tokenizer_json.assign(reinterpret_cast<const char*>(tokenizer.bytes().data()),
+                              tokenizer.bytes().size());
   QWEN_RETURN_IF_ERROR(impl->parse());
   QWEN_RETURN_IF_ERROR(impl->check_metadata());
   QWEN_RETURN_IF_ERROR(impl->load_methods());

@@ -1,8 +1,8 @@
 // Result<T>: a value or an Error, the one way a function of this project fails.
 //
-// An Error has a code (what kind of failure, from which the exit status and the Python exception follow) and a
-// message: one line that says what was wrong and what to do. Nothing here throws; nothing here is shared between
-// threads unless the caller shares it.
+// An Error has a code (what kind of failure, from which the exit status and the Python exception follow) and
+// a message: one line that says what was wrong and what to do. Nothing here throws; nothing here is shared
+// between threads unless the caller shares it.
 #pragma once
 
 #include <string>
@@ -62,12 +62,12 @@ inline Status ok_status() { return Ok{}; }
 #define QWEN_CONCAT(a, b) QWEN_CONCAT_INNER(a, b)
 
 // Evaluates `expr` (a Result or Status); on failure returns its error from the enclosing function.
-#define QWEN_RETURN_IF_ERROR(expr)             \
-  do {                                         \
-    auto qwen_status = (expr);                 \
-    if (!qwen_status.ok()) {                   \
-      return qwen_status.error();              \
-    }                                          \
+#define QWEN_RETURN_IF_ERROR(expr) \
+  do {                             \
+    auto qwen_status = (expr);     \
+    if (!qwen_status.ok()) {       \
+      return qwen_status.error();  \
+    }                              \
   } while (false)
 
 // `QWEN_ASSIGN_OR_RETURN(auto x, f());` moves f()'s value into `x`, or returns its error.

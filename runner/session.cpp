@@ -38,12 +38,14 @@ Session::~Session() {
   engine_->impl_->slot_taken[static_cast<size_t>(slot_)] = false;
 }
 
-Result<int64_t> Session::run(std::span<const int64_t> tokens, const SamplingOptions& sampling, int64_t chunk) {
+Result<int64_t> Session::run(std::span<const int64_t> tokens, const SamplingOptions& sampling,
+                             int64_t chunk) {
   const Manifest& manifest = engine_->manifest();
   if (poisoned_) {
     return Error{ErrorCode::kInvalidArgument, "the session failed before; reset it before the next step"};
   }
-  if (tokens.empty()) return Error{ErrorCode::kInvalidArgument, "there are no tokens to run; give at least one"};
+  if (tokens.empty())
+    return Error{ErrorCode::kInvalidArgument, "there are no tokens to run; give at least one"};
   const auto count = static_cast<int64_t>(tokens.size());
   if (count > manifest.max_seq_len - position_) {
     return Error{ErrorCode::kInvalidArgument,

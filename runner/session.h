@@ -1,7 +1,7 @@
 // Session: one conversation's state, that is one slot of an engine and the position reached in it.
 //
-// Not thread-safe: one thread at a time steps a session. Different sessions of one engine may be stepped from different
-// threads. Any error while stepping poisons the session until reset().
+// Not thread-safe: one thread at a time steps a session. Different sessions of one engine may be stepped from
+// different threads. Any error while stepping poisons the session until reset().
 #pragma once
 
 #include <cstdint>
@@ -23,13 +23,14 @@ class Session {
   Session& operator=(const Session&) = delete;
   ~Session();  // gives the slot back
 
-  // Runs `tokens` (at least one) from the current position, in chunks of the program's size, and returns the token
-  // sampled after the last one. Tokens at positions >= generated_from() count as generated for the presence penalty.
-  // `chunk` > 0 asks for smaller chunks than the program's (1 runs token by token).
-  // Errors: kInvalidArgument (no tokens, an id outside the vocabulary, more than max_seq_len positions), kInternal.
+  // Runs `tokens` (at least one) from the current position, in chunks of the program's size, and returns the
+  // token sampled after the last one. Tokens at positions >= generated_from() count as generated for the
+  // presence penalty. `chunk` > 0 asks for smaller chunks than the program's (1 runs token by token). Errors:
+  // kInvalidArgument (no tokens, an id outside the vocabulary, more than max_seq_len positions), kInternal.
   Result<int64_t> run(std::span<const int64_t> tokens, const SamplingOptions& sampling, int64_t chunk = 0);
 
-  // Whether run() copies the logits out for logits(); off at first, since a copy of [vocab_size] a step is not free.
+  // Whether run() copies the logits out for logits(); off at first, since a copy of [vocab_size] a step is
+  // not free.
   void keep_logits(bool keep);
   // Logits [vocab_size] float32 of the last run(); valid until the next. Error: kInvalidArgument unless kept.
   Result<std::span<const float>> logits() const;

@@ -184,8 +184,6 @@ std::optional<int64_t> Tokenizer::token_id(std::string_view token) const {
   return added != impl_->added_ids.end() ? added->second : impl_->vocabulary.find(token);
 }
 
-size_t Tokenizer::vocab_size() const {
-  return impl_->vocabulary.size();
-}
+size_t Tokenizer::vocab_size() const { return impl_->vocabulary.size(); }
 
 }  // namespace qwen

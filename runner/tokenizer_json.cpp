@@ -21,9 +21,7 @@ constexpr uint64_t kMaxTokens = uint64_t{1} << 24;
 constexpr const char* kByteLevelPattern =
     R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
-Error corrupt(std::string what) {
-  return Error{ErrorCode::kCorrupt, std::move(what)};
-}
+Error corrupt(std::string what) { return Error{ErrorCode::kCorrupt, std::move(what)}; }
 Error unsupported(const std::string& what) {
   return Error{ErrorCode::kUnsupported, what + " is not supported"};
 }

@@ -22,9 +22,7 @@ float load(const void* data, DType dtype, int64_t i) {
                                   : bf16_to_float(static_cast<const uint16_t*>(data)[i]);
 }
 
-float load(const Array& array, int64_t i) {
-  return load(array.data, array.dtype, i);
-}
+float load(const Array& array, int64_t i) { return load(array.data, array.dtype, i); }
 
 void store(void* data, DType dtype, int64_t i, float value) {
   if (dtype == DType::kFloat32) {
@@ -35,9 +33,7 @@ void store(void* data, DType dtype, int64_t i, float value) {
 }
 
 // torch's softplus: the identity above 20, where the logarithm would add nothing.
-float softplus(float x) {
-  return x > 20.0f ? x : std::log1p(std::exp(x));
-}
+float softplus(float x) { return x > 20.0f ? x : std::log1p(std::exp(x)); }
 
 class GatedDelta {
  public:

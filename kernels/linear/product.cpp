@@ -13,13 +13,9 @@ namespace {
 constexpr int64_t kBlockRows = 16;
 
 // Where column k of a block of 32 stands in interleaved order.
-int64_t interleaved(int64_t k) {
-  return k / 32 * 32 + (k % 2) * 16 + k % 32 / 2;
-}
+int64_t interleaved(int64_t k) { return k / 32 * 32 + (k % 2) * 16 + k % 32 / 2; }
 
-bool vector_groups(const Matrix& w) {
-  return (w.columns / w.groups) % kColumnBlock == 0;
-}
+bool vector_groups(const Matrix& w) { return (w.columns / w.groups) % kColumnBlock == 0; }
 
 // Whether a row can be used, or dequantized in registers, where it lies.
 bool whole_blocks(const Matrix& w) {
@@ -27,9 +23,7 @@ bool whole_blocks(const Matrix& w) {
                                                                        : vector_groups(w);
 }
 
-const uint16_t* scales_of(const Matrix& w, int64_t row) {
-  return w.scales + row * w.groups;
-}
+const uint16_t* scales_of(const Matrix& w, int64_t row) { return w.scales + row * w.groups; }
 
 template <typename T>
 const T* row_of(const Matrix& w, int64_t row, int64_t elements) {
@@ -138,9 +132,7 @@ Matrix float_matrix(const Array& weight, int64_t rows, int64_t columns) {
   return w;
 }
 
-int64_t padded(int64_t columns) {
-  return (columns + kColumnBlock - 1) / kColumnBlock * kColumnBlock;
-}
+int64_t padded(int64_t columns) { return (columns + kColumnBlock - 1) / kColumnBlock * kColumnBlock; }
 
 void prepare_input(Format format, const void* x, DType dtype, int64_t columns, float* out) {
   const VectorOps& ops = vector_ops();
@@ -168,9 +160,7 @@ void prepare_input(Format format, const void* x, DType dtype, int64_t columns, f
   }
 }
 
-int64_t multiply_scratch(const Matrix& w) {
-  return kBlockRows * padded(w.columns);
-}
+int64_t multiply_scratch(const Matrix& w) { return kBlockRows * padded(w.columns); }
 
 void multiply(const Matrix& w, int64_t row_begin, int64_t row_end, const float* const* x, int64_t tokens,
               float* out, int64_t out_stride, float* scratch) {

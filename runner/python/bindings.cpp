@@ -1,4 +1,5 @@
-// qwen_runner._core: the runner as Python sees it. No logic, only conversions; the GIL is released while the model runs.
+// qwen_runner._core: the runner as Python sees it. No logic, only conversions; the GIL is released while the
+// model runs.
 
 #include <pybind11/functional.h>
 #include <pybind11/numpy.h>
@@ -71,7 +72,8 @@ GenerateOptions to_options(const Engine& engine, const py::dict& values) {
   return unwrap(make_generate_options(engine.manifest(), json));
 }
 
-// Opens a session for one answer. `on_piece` is called with the GIL; what it raises ends the answer and is raised again.
+// Opens a session for one answer. `on_piece` is called with the GIL; what it raises ends the answer and is
+// raised again.
 py::dict generate_answer(Engine& engine, const std::vector<int64_t>& prompt, const py::dict& values,
                          const py::object& on_piece, const Cancel& cancel) {
   const GenerateOptions options = to_options(engine, values);
@@ -109,7 +111,9 @@ py::list option_list() {
 }
 
 void bind_engine(py::module_& module) {
-  py::class_<Cancel>(module, "Cancel").def(py::init<>()).def("set", [](Cancel& cancel) { cancel.flag = true; });
+  py::class_<Cancel>(module, "Cancel").def(py::init<>()).def("set", [](Cancel& cancel) {
+    cancel.flag = true;
+  });
 
   py::class_<Engine>(module, "Engine")
       .def(py::init([](const std::string& path) {
@@ -122,7 +126,9 @@ void bind_engine(py::module_& module) {
            py::arg("path"))
       .def("generate", &generate_answer, py::arg("prompt"), py::arg("options"), py::arg("on_piece"),
            py::arg("cancel"))
-      .def("open_session", [](Engine& engine) { return unwrap(engine.open_session()); }, py::keep_alive<0, 1>())
+      .def(
+          "open_session", [](Engine& engine) { return unwrap(engine.open_session()); },
+          py::keep_alive<0, 1>())
       .def(
           "tokenize",
           [](const Engine& engine, const py::object& text, bool parse_special) {
@@ -151,11 +157,13 @@ void bind_engine(py::module_& module) {
              }
              return list;
            })
-      .def_property_readonly("max_seq_len", [](const Engine& engine) { return engine.manifest().max_seq_len; })
+      .def_property_readonly("max_seq_len",
+                             [](const Engine& engine) { return engine.manifest().max_seq_len; })
       .def_property_readonly("vocab_size", [](const Engine& engine) { return engine.manifest().vocab_size; })
       .def_property_readonly("chunk", [](const Engine& engine) { return engine.manifest().chunk; })
       .def_property_readonly("slots", [](const Engine& engine) { return engine.manifest().slots; })
-      .def_property_readonly("eos_token_ids", [](const Engine& engine) { return engine.manifest().eos_token_ids; })
+      .def_property_readonly("eos_token_ids",
+                             [](const Engine& engine) { return engine.manifest().eos_token_ids; })
       .def_property_readonly("thinking_by_default",
                              [](const Engine& engine) { return engine.chat().thinking_by_default(); })
       .def_property_readonly("load_ms", [](const Engine& engine) { return engine.load_stats().load_ms; })
@@ -174,8 +182,8 @@ void bind_session(py::module_& module) {
   py::class_<Session>(module, "Session")
       .def(
           "run",
-          [](Session& session, const Engine& engine, const std::vector<int64_t>& tokens, const py::dict& options,
-             int64_t chunk) {
+          [](Session& session, const Engine& engine, const std::vector<int64_t>& tokens,
+             const py::dict& options, int64_t chunk) {
             const SamplingOptions sampling = to_options(engine, options).sampling;
             Result<int64_t> next = [&] {
               const py::gil_scoped_release release;
@@ -239,7 +247,8 @@ PYBIND11_MODULE(_core, module) {
       [](const std::string& pieces, const Messages& messages, bool thinking, bool add_generation_prompt) {
         const auto format = unwrap(ChatFormat::from_json(nlohmann::json::parse(pieces)));
         std::string text;
-        for (const auto& segment : unwrap(format.render(to_messages(messages), thinking, add_generation_prompt))) {
+        for (const auto& segment :
+             unwrap(format.render(to_messages(messages), thinking, add_generation_prompt))) {
           text += segment.text;
         }
         return text;

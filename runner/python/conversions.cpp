@@ -15,7 +15,11 @@ nlohmann::json to_json(const py::handle& value) {
     const auto integer = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()));
     if (!integer) throw py::error_already_set();
     const int64_t number = PyLong_AsLongLong(integer.ptr());
-    if (number == -1 && PyErr_Occurred() != nullptr) throw py::error_already_set();
+    if (number == -1 && PyErr_Occurred() != nullptr) {
+      PyErr_Clear();
+      return py::str(integer)
+          .cast<std::string>();  // over 64 bits: no option takes it, and the refusal shows it
+    }
     return number;
   }
   if (py::isinstance<py::list>(value) || py::isinstance<py::tuple>(value)) {
@@ -23,8 +27,10 @@ nlohmann::json to_json(const py::handle& value) {
     for (const py::handle item : value) list.push_back(to_json(item));
     return list;
   }
-  if (py::hasattr(value, "__float__")) return py::float_(py::reinterpret_borrow<py::object>(value)).cast<double>();
-  throw py::type_error("an option cannot be a " + py::str(py::type::of(value).attr("__name__")).cast<std::string>());
+  if (py::hasattr(value, "__float__"))
+    return py::float_(py::reinterpret_borrow<py::object>(value)).cast<double>();
+  throw py::type_error("an option cannot be a " +
+                       py::str(py::type::of(value).attr("__name__")).cast<std::string>());
 }
 
 void raise(const Error& error) {

@@ -9,8 +9,8 @@
 
 namespace qwen::python {
 
-// A keyword argument's value as JSON: None, bool, integers, floats (NumPy's too), str, and lists of these. Raises
-// TypeError for anything else and OverflowError for integers over 64 bits.
+// A keyword argument's value as JSON: None, bool, integers, floats (NumPy's too), str, and lists of these. An
+// integer over 64 bits becomes its digits as text. Raises TypeError for anything else.
 nlohmann::json to_json(const pybind11::handle& value);
 
 // Raises the Python exception that `error`'s code stands for (see result.h).

@@ -1,8 +1,12 @@
 // The C ABI between this runner and the code AOTInductor compiles.
 //
-// A compiled library calls the `aoti_torch_*` functions declared in aoti.cpp and *_operators.cpp; we call the
-// `AOTInductorModelContainer*` functions it exports. Both sides are declared here from the ABI's description alone, so
-// that no PyTorch header is needed. Every function that can fail returns an ErrorCode and never throws.
+// A compiled library calls the functions of aoti.cpp and *_operators.cpp; we call the
+// `AOTInductorModelContainer*` functions it exports. Both sides are declared here from the ABI's description
+// alone, so that no PyTorch header is needed. Every function that can fail returns an error code and never
+// throws.
+//
+// AOTInductor names the functions `aoti_torch_*`; export compiles the calls as `qwen_aoti_torch_*`. A process
+// that has PyTorch too then cannot take one for the other.
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,5 @@
-// The device-independent part of the ABI that AOTInductor-compiled code calls: handles, their metadata, allocation.
+// The device-independent part of the ABI that AOTInductor-compiled code calls: handles, their metadata,
+// allocation.
 //
 // Getters return borrowed pointers; functions that return a handle give it to the caller, who deletes it.
 
@@ -22,7 +23,7 @@ constexpr AOTITorchError kFailure = 1;
 AOTITorchError fail(const std::string& message) noexcept {
   try {
     qwen::set_shim_error(message);
-  } catch (...) {  // no memory for the message: the code alone must do
+  } catch (...) {  // NOLINT(bugprone-empty-catch): no memory for the message, the code alone must do
   }
   return kFailure;
 }
@@ -71,12 +72,12 @@ std::span<const int64_t> dims(const int64_t* values, int64_t count) {
 
 }  // namespace
 
-QWEN_SHIM int32_t aoti_torch_device_type_cpu() { return qwen::kDeviceCpu; }
-QWEN_SHIM int32_t aoti_torch_device_type_cuda() { return qwen::kDeviceCuda; }
-QWEN_SHIM int32_t aoti_torch_layout_strided() { return 0; }
+QWEN_SHIM int32_t qwen_aoti_torch_device_type_cpu() { return qwen::kDeviceCpu; }
+QWEN_SHIM int32_t qwen_aoti_torch_device_type_cuda() { return qwen::kDeviceCuda; }
+QWEN_SHIM int32_t qwen_aoti_torch_layout_strided() { return 0; }
 
 #define QWEN_DTYPE(name, value) \
-  QWEN_SHIM int32_t aoti_torch_dtype_##name() { return static_cast<int32_t>(ScalarType::value); }
+  QWEN_SHIM int32_t qwen_aoti_torch_dtype_##name() { return static_cast<int32_t>(ScalarType::value); }
 QWEN_DTYPE(uint8, kUInt8)
 QWEN_DTYPE(int8, kInt8)
 QWEN_DTYPE(int16, kInt16)
@@ -90,100 +91,105 @@ QWEN_DTYPE(bfloat16, kBFloat16)
 #undef QWEN_DTYPE
 
 // Compiled code switches gradients off and restores what it found; there are none here.
-QWEN_SHIM bool aoti_torch_grad_mode_is_enabled() { return false; }
-QWEN_SHIM void aoti_torch_grad_mode_set_enabled(bool) {}
+QWEN_SHIM bool qwen_aoti_torch_grad_mode_is_enabled() { return false; }
+QWEN_SHIM void qwen_aoti_torch_grad_mode_set_enabled(bool) {}
 
-QWEN_SHIM void aoti_torch_check(bool condition, const char*, const char*, uint32_t, const char* message) {
-  // The ABI has no way to return a failure here. Compiled code calls it for index bounds, which our operators and the
-  // session check before it can see them; the step is failed by delegate.cpp, which looks at the message.
+QWEN_SHIM void qwen_aoti_torch_check(bool condition, const char*, const char*, uint32_t,
+                                     const char* message) {
+  // The ABI has no way to return a failure here. Compiled code calls it for index bounds, which our operators
+  // and the session check before it can see them; the step is failed by delegate.cpp, which looks at the
+  // message.
   if (!condition) fail(message != nullptr ? message : "a check in the compiled program failed");
 }
 
-QWEN_SHIM void aoti_torch_warn(const char*, const char*, uint32_t, const char* message) {
+QWEN_SHIM void qwen_aoti_torch_warn(const char*, const char*, uint32_t, const char* message) {
   std::fprintf(stderr, "warning: %s\n", message != nullptr ? message : "from the compiled program");
 }
 
-QWEN_SHIM AOTITorchError aoti_torch_delete_tensor_object(AtenTensorHandle tensor) {
+QWEN_SHIM AOTITorchError qwen_aoti_torch_delete_tensor_object(AtenTensorHandle tensor) {
   delete Tensor::from(tensor);
   return kSuccess;
 }
 
-QWEN_SHIM AOTITorchError aoti_torch_get_data_ptr(AtenTensorHandle tensor, void** out) {
+QWEN_SHIM AOTITorchError qwen_aoti_torch_get_data_ptr(AtenTensorHandle tensor, void** out) {
   *out = Tensor::from(tensor)->data();
   return kSuccess;
 }
 
-QWEN_SHIM AOTITorchError aoti_torch_get_storage_size(AtenTensorHandle tensor, int64_t* out) {
+QWEN_SHIM AOTITorchError qwen_aoti_torch_get_storage_size(AtenTensorHandle tensor, int64_t* out) {
   *out = static_cast<int64_t>(Tensor::from(tensor)->storage->bytes);
   return kSuccess;
 }
 
-QWEN_SHIM AOTITorchError aoti_torch_get_dim(AtenTensorHandle tensor, int64_t* out) {
+QWEN_SHIM AOTITorchError qwen_aoti_torch_get_dim(AtenTensorHandle tensor, int64_t* out) {
   *out = Tensor::from(tensor)->dim;
   return kSuccess;
 }
 
-QWEN_SHIM AOTITorchError aoti_torch_get_numel(AtenTensorHandle tensor, int64_t* out) {
+QWEN_SHIM AOTITorchError qwen_aoti_torch_get_numel(AtenTensorHandle tensor, int64_t* out) {
   *out = Tensor::from(tensor)->numel();
   return kSuccess;
 }
 
-QWEN_SHIM AOTITorchError aoti_torch_get_sizes(AtenTensorHandle tensor, int64_t** out) {
+QWEN_SHIM AOTITorchError qwen_aoti_torch_get_sizes(AtenTensorHandle tensor, int64_t** out) {
   *out = Tensor::from(tensor)->sizes.data();
   return kSuccess;
 }
 
-QWEN_SHIM AOTITorchError aoti_torch_get_strides(AtenTensorHandle tensor, int64_t** out) {
+QWEN_SHIM AOTITorchError qwen_aoti_torch_get_strides(AtenTensorHandle tensor, int64_t** out) {
   *out = Tensor::from(tensor)->strides.data();
   return kSuccess;
 }
 
-QWEN_SHIM AOTITorchError aoti_torch_get_size(AtenTensorHandle tensor, int64_t d, int64_t* out) {
+QWEN_SHIM AOTITorchError qwen_aoti_torch_get_size(AtenTensorHandle tensor, int64_t d, int64_t* out) {
   const Tensor& t = *Tensor::from(tensor);
   if (d < 0 || d >= t.dim) return fail("size of a dimension that " + t.shape() + " does not have");
   *out = t.sizes[d];
   return kSuccess;
 }
 
-QWEN_SHIM AOTITorchError aoti_torch_get_stride(AtenTensorHandle tensor, int64_t d, int64_t* out) {
+QWEN_SHIM AOTITorchError qwen_aoti_torch_get_stride(AtenTensorHandle tensor, int64_t d, int64_t* out) {
   const Tensor& t = *Tensor::from(tensor);
   if (d < 0 || d >= t.dim) return fail("stride of a dimension that " + t.shape() + " does not have");
   *out = t.strides[d];
   return kSuccess;
 }
 
-QWEN_SHIM AOTITorchError aoti_torch_get_dtype(AtenTensorHandle tensor, int32_t* out) {
+QWEN_SHIM AOTITorchError qwen_aoti_torch_get_dtype(AtenTensorHandle tensor, int32_t* out) {
   *out = static_cast<int32_t>(Tensor::from(tensor)->dtype);
   return kSuccess;
 }
 
-QWEN_SHIM AOTITorchError aoti_torch_get_device_type(AtenTensorHandle tensor, int32_t* out) {
+QWEN_SHIM AOTITorchError qwen_aoti_torch_get_device_type(AtenTensorHandle tensor, int32_t* out) {
   *out = Tensor::from(tensor)->device_type;
   return kSuccess;
 }
 
-QWEN_SHIM AOTITorchError aoti_torch_get_device_index(AtenTensorHandle, int32_t* out) {
+QWEN_SHIM AOTITorchError qwen_aoti_torch_get_device_index(AtenTensorHandle, int32_t* out) {
   *out = 0;
   return kSuccess;
 }
 
-QWEN_SHIM AOTITorchError aoti_torch_get_storage_offset(AtenTensorHandle tensor, int64_t* out) {
+QWEN_SHIM AOTITorchError qwen_aoti_torch_get_storage_offset(AtenTensorHandle tensor, int64_t* out) {
   *out = Tensor::from(tensor)->offset;
   return kSuccess;
 }
 
-QWEN_SHIM AOTITorchError aoti_torch_empty_strided(int64_t ndim, const int64_t* sizes, const int64_t* strides,
-                                                  int32_t dtype, int32_t device_type, int32_t,
-                                                  AtenTensorHandle* out) {
+QWEN_SHIM AOTITorchError qwen_aoti_torch_empty_strided(int64_t ndim, const int64_t* sizes,
+                                                       const int64_t* strides, int32_t dtype,
+                                                       int32_t device_type, int32_t, AtenTensorHandle* out) {
   if (qwen::element_size(dtype) == 0) return fail("unsupported dtype code " + std::to_string(dtype));
   return make("a temporary", out, [&] {
-    return Tensor::allocate(dims(sizes, ndim), dims(strides, ndim), static_cast<ScalarType>(dtype), device_type);
+    return Tensor::allocate(dims(sizes, ndim), dims(strides, ndim), static_cast<ScalarType>(dtype),
+                            device_type);
   });
 }
 
-QWEN_SHIM AOTITorchError aoti_torch_create_tensor_from_blob(void* data, int64_t ndim, const int64_t* sizes,
-                                                            const int64_t* strides, int64_t offset, int32_t dtype,
-                                                            int32_t device_type, int32_t, AtenTensorHandle* out) {
+QWEN_SHIM AOTITorchError qwen_aoti_torch_create_tensor_from_blob(void* data, int64_t ndim,
+                                                                 const int64_t* sizes, const int64_t* strides,
+                                                                 int64_t offset, int32_t dtype,
+                                                                 int32_t device_type, int32_t,
+                                                                 AtenTensorHandle* out) {
   if (qwen::element_size(dtype) == 0) return fail("unsupported dtype code " + std::to_string(dtype));
   return make("a view", out, [&]() -> std::unique_ptr<Tensor> {
     auto tensor = Tensor::borrow(data, dims(sizes, ndim), static_cast<ScalarType>(dtype));
@@ -195,22 +201,21 @@ QWEN_SHIM AOTITorchError aoti_torch_create_tensor_from_blob(void* data, int64_t 
   });
 }
 
-QWEN_SHIM AOTITorchError aoti_torch_create_tensor_from_blob_v2(void* data, int64_t ndim, const int64_t* sizes,
-                                                               const int64_t* strides, int64_t offset,
-                                                               int32_t dtype, int32_t device_type,
-                                                               int32_t device_index, AtenTensorHandle* out,
-                                                               int32_t, const uint8_t*, int64_t) {
-  return aoti_torch_create_tensor_from_blob(data, ndim, sizes, strides, offset, dtype, device_type, device_index,
-                                            out);
+QWEN_SHIM AOTITorchError qwen_aoti_torch_create_tensor_from_blob_v2(
+    void* data, int64_t ndim, const int64_t* sizes, const int64_t* strides, int64_t offset, int32_t dtype,
+    int32_t device_type, int32_t device_index, AtenTensorHandle* out, int32_t, const uint8_t*, int64_t) {
+  return qwen_aoti_torch_create_tensor_from_blob(data, ndim, sizes, strides, offset, dtype, device_type,
+                                                 device_index, out);
 }
 
-QWEN_SHIM AOTITorchError aoti_torch_new_tensor_handle(AtenTensorHandle tensor, AtenTensorHandle* out) {
+QWEN_SHIM AOTITorchError qwen_aoti_torch_new_tensor_handle(AtenTensorHandle tensor, AtenTensorHandle* out) {
   return make("a handle", out, [&] { return std::make_unique<Tensor>(*Tensor::from(tensor)); });
 }
 
-QWEN_SHIM AOTITorchError aoti_torch__reinterpret_tensor(AtenTensorHandle tensor, int64_t ndim,
-                                                        const int64_t* sizes, const int64_t* strides,
-                                                        int64_t offset_increment, AtenTensorHandle* out) {
+QWEN_SHIM AOTITorchError qwen_aoti_torch__reinterpret_tensor(AtenTensorHandle tensor, int64_t ndim,
+                                                             const int64_t* sizes, const int64_t* strides,
+                                                             int64_t offset_increment,
+                                                             AtenTensorHandle* out) {
   if (ndim > Tensor::kMaxDim) return fail("a view has more than 8 dimensions");
   return make("a view", out, [&] {
     auto view = std::make_unique<Tensor>(*Tensor::from(tensor));
@@ -224,7 +229,8 @@ QWEN_SHIM AOTITorchError aoti_torch__reinterpret_tensor(AtenTensorHandle tensor,
   });
 }
 
-QWEN_SHIM AOTITorchError aoti_torch_clone_preserve_strides(AtenTensorHandle tensor, AtenTensorHandle* out) {
+QWEN_SHIM AOTITorchError qwen_aoti_torch_clone_preserve_strides(AtenTensorHandle tensor,
+                                                                AtenTensorHandle* out) {
   return make("a copy", out, [&] {
     const Tensor& from = *Tensor::from(tensor);
     auto copy = Tensor::allocate(dims(from.sizes.data(), from.dim), dims(from.strides.data(), from.dim),
@@ -234,6 +240,6 @@ QWEN_SHIM AOTITorchError aoti_torch_clone_preserve_strides(AtenTensorHandle tens
   });
 }
 
-QWEN_SHIM AOTITorchError aoti_torch_clone(AtenTensorHandle tensor, AtenTensorHandle* out) {
-  return aoti_torch_clone_preserve_strides(tensor, out);
+QWEN_SHIM AOTITorchError qwen_aoti_torch_clone(AtenTensorHandle tensor, AtenTensorHandle* out) {
+  return qwen_aoti_torch_clone_preserve_strides(tensor, out);
 }

@@ -1,7 +1,8 @@
 // The `qwen::` operators of a cpu program: handles in, CPU kernels underneath.
 //
-// Every function checks types, shapes and density before it hands plain pointers to a kernel, so that a program which
-// does not fit this runner fails with a message and touches no memory. The schemas are those of kernels/<operator>.
+// Every function checks types, shapes and density before it hands plain pointers to a kernel, so that a
+// program which does not fit this runner fails with a message and touches no memory. The schemas are those of
+// kernels/<operator>.
 
 #include <initializer_list>
 #include <new>
@@ -122,10 +123,12 @@ const T* per_session(AtenTensorHandle handle, std::initializer_list<ScalarType> 
 }  // namespace
 }  // namespace qwen
 
-using namespace qwen;  // NOLINT(google-build-using-namespace): the functions below are outside for their C names
+using namespace qwen;  // NOLINT(google-build-using-namespace): the functions below are outside for their C
+                       // names
 
-QWEN_SHIM AOTITorchError aoti_torch_cpu_float_linear(AtenTensorHandle x_handle, AtenTensorHandle weight_handle,
-                                                     AtenTensorHandle* out) {
+QWEN_SHIM AOTITorchError qwen_aoti_torch_cpu_float_linear(AtenTensorHandle x_handle,
+                                                          AtenTensorHandle weight_handle,
+                                                          AtenTensorHandle* out) {
   return guarded("float_linear", [&] {
     const Tensor& x = dense(x_handle, 2, kFloating, "x");
     const Tensor& weight = dense(weight_handle, 2, kFloating, "weight");
@@ -136,8 +139,10 @@ QWEN_SHIM AOTITorchError aoti_torch_cpu_float_linear(AtenTensorHandle x_handle, 
   });
 }
 
-QWEN_SHIM AOTITorchError aoti_torch_cpu_int8_linear(AtenTensorHandle x_handle, AtenTensorHandle qweight_handle,
-                                                    AtenTensorHandle scales_handle, AtenTensorHandle* out) {
+QWEN_SHIM AOTITorchError qwen_aoti_torch_cpu_int8_linear(AtenTensorHandle x_handle,
+                                                         AtenTensorHandle qweight_handle,
+                                                         AtenTensorHandle scales_handle,
+                                                         AtenTensorHandle* out) {
   return guarded("int8_linear", [&] {
     const Tensor& x = dense(x_handle, 2, kFloating, "x");
     const Tensor& qweight = dense(qweight_handle, 2, kSignedByte, "qweight");
@@ -151,8 +156,10 @@ QWEN_SHIM AOTITorchError aoti_torch_cpu_int8_linear(AtenTensorHandle x_handle, A
   });
 }
 
-QWEN_SHIM AOTITorchError aoti_torch_cpu_int4_linear(AtenTensorHandle x_handle, AtenTensorHandle qweight_handle,
-                                                    AtenTensorHandle scales_handle, AtenTensorHandle* out) {
+QWEN_SHIM AOTITorchError qwen_aoti_torch_cpu_int4_linear(AtenTensorHandle x_handle,
+                                                         AtenTensorHandle qweight_handle,
+                                                         AtenTensorHandle scales_handle,
+                                                         AtenTensorHandle* out) {
   return guarded("int4_linear", [&] {
     const Tensor& x = dense(x_handle, 2, kFloating, "x");
     const Tensor& qweight = dense(qweight_handle, 2, kByte, "qweight");
@@ -166,8 +173,10 @@ QWEN_SHIM AOTITorchError aoti_torch_cpu_int4_linear(AtenTensorHandle x_handle, A
   });
 }
 
-QWEN_SHIM AOTITorchError aoti_torch_cpu_int8_embedding(AtenTensorHandle ids_handle, AtenTensorHandle qweight_handle,
-                                                       AtenTensorHandle scales_handle, AtenTensorHandle* out) {
+QWEN_SHIM AOTITorchError qwen_aoti_torch_cpu_int8_embedding(AtenTensorHandle ids_handle,
+                                                            AtenTensorHandle qweight_handle,
+                                                            AtenTensorHandle scales_handle,
+                                                            AtenTensorHandle* out) {
   return guarded("int8_embedding", [&] {
     const Tensor& ids = dense(ids_handle, 1, kIndex, "ids");
     const Tensor& qweight = dense(qweight_handle, 2, kSignedByte, "qweight");
@@ -182,9 +191,9 @@ QWEN_SHIM AOTITorchError aoti_torch_cpu_int8_embedding(AtenTensorHandle ids_hand
   });
 }
 
-QWEN_SHIM AOTITorchError aoti_torch_cpu_router(AtenTensorHandle x_handle, AtenTensorHandle weight_handle,
-                                               int64_t top_k, AtenTensorHandle* ids_out,
-                                               AtenTensorHandle* weights_out) {
+QWEN_SHIM AOTITorchError qwen_aoti_torch_cpu_router(AtenTensorHandle x_handle, AtenTensorHandle weight_handle,
+                                                    int64_t top_k, AtenTensorHandle* ids_out,
+                                                    AtenTensorHandle* weights_out) {
   return guarded("router", [&] {
     const Tensor& x = dense(x_handle, 2, kFloating, "x");
     const Tensor& weight = dense(weight_handle, 2, kFloating, "weight");
@@ -200,9 +209,10 @@ QWEN_SHIM AOTITorchError aoti_torch_cpu_router(AtenTensorHandle x_handle, AtenTe
   });
 }
 
-QWEN_SHIM AOTITorchError aoti_torch_cpu_float_moe(AtenTensorHandle x_handle, AtenTensorHandle ids_handle,
-                                                  AtenTensorHandle weights_handle, AtenTensorHandle gate_up_handle,
-                                                  AtenTensorHandle down_handle, AtenTensorHandle* out) {
+QWEN_SHIM AOTITorchError qwen_aoti_torch_cpu_float_moe(AtenTensorHandle x_handle, AtenTensorHandle ids_handle,
+                                                       AtenTensorHandle weights_handle,
+                                                       AtenTensorHandle gate_up_handle,
+                                                       AtenTensorHandle down_handle, AtenTensorHandle* out) {
   return guarded("float_moe", [&] {
     const Tensor& x = dense(x_handle, 2, kFloating, "x");
     const Tensor& ids = dense(ids_handle, 2, kIndex, "ids");
@@ -211,18 +221,16 @@ QWEN_SHIM AOTITorchError aoti_torch_cpu_float_moe(AtenTensorHandle x_handle, Ate
     const Tensor& down = dense(down_handle, 3, kFloating, "down");
     check_moe(x, ids, weights, gate_up, down, /*packing=*/1);
     auto y = allocate({x.sizes[0], x.sizes[1]}, x.dtype);
-    check(cpu::float_moe(array(x), ids.as<int64_t>(), weights.as<float>(), array(gate_up), array(down), y->data(),
-                         moe_shape(x, ids, gate_up)));
+    check(cpu::float_moe(array(x), ids.as<int64_t>(), weights.as<float>(), array(gate_up), array(down),
+                         y->data(), moe_shape(x, ids, gate_up)));
     *out = y.release()->handle();
   });
 }
 
-QWEN_SHIM AOTITorchError aoti_torch_cpu_int4_moe(AtenTensorHandle x_handle, AtenTensorHandle ids_handle,
-                                                 AtenTensorHandle weights_handle,
-                                                 AtenTensorHandle gate_up_qweight_handle,
-                                                 AtenTensorHandle gate_up_scales_handle,
-                                                 AtenTensorHandle down_qweight_handle,
-                                                 AtenTensorHandle down_scales_handle, AtenTensorHandle* out) {
+QWEN_SHIM AOTITorchError qwen_aoti_torch_cpu_int4_moe(
+    AtenTensorHandle x_handle, AtenTensorHandle ids_handle, AtenTensorHandle weights_handle,
+    AtenTensorHandle gate_up_qweight_handle, AtenTensorHandle gate_up_scales_handle,
+    AtenTensorHandle down_qweight_handle, AtenTensorHandle down_scales_handle, AtenTensorHandle* out) {
   return guarded("int4_moe", [&] {
     const Tensor& x = dense(x_handle, 2, kFloating, "x");
     const Tensor& ids = dense(ids_handle, 2, kIndex, "ids");
@@ -248,13 +256,11 @@ QWEN_SHIM AOTITorchError aoti_torch_cpu_int4_moe(AtenTensorHandle x_handle, Aten
   });
 }
 
-QWEN_SHIM AOTITorchError aoti_torch_cpu_gated_delta(AtenTensorHandle mixed_qkv_handle, AtenTensorHandle a_handle,
-                                                    AtenTensorHandle b_handle, AtenTensorHandle conv_weight_handle,
-                                                    AtenTensorHandle a_log_handle, AtenTensorHandle dt_bias_handle,
-                                                    AtenTensorHandle conv_state_handle,
-                                                    AtenTensorHandle recurrent_state_handle,
-                                                    AtenTensorHandle slot_handle, int64_t num_key_heads,
-                                                    AtenTensorHandle* out) {
+QWEN_SHIM AOTITorchError qwen_aoti_torch_cpu_gated_delta(
+    AtenTensorHandle mixed_qkv_handle, AtenTensorHandle a_handle, AtenTensorHandle b_handle,
+    AtenTensorHandle conv_weight_handle, AtenTensorHandle a_log_handle, AtenTensorHandle dt_bias_handle,
+    AtenTensorHandle conv_state_handle, AtenTensorHandle recurrent_state_handle, AtenTensorHandle slot_handle,
+    int64_t num_key_heads, AtenTensorHandle* out) {
   return guarded("gated_delta", [&] {
     const Tensor& mixed_qkv = dense(mixed_qkv_handle, 2, kFloating, "mixed_qkv");
     const Tensor& a = dense(a_handle, 2, {mixed_qkv.dtype}, "a");
@@ -297,11 +303,12 @@ QWEN_SHIM AOTITorchError aoti_torch_cpu_gated_delta(AtenTensorHandle mixed_qkv_h
   });
 }
 
-QWEN_SHIM AOTITorchError aoti_torch_cpu_attention(AtenTensorHandle q_handle, AtenTensorHandle k_handle,
-                                                  AtenTensorHandle v_handle, AtenTensorHandle key_cache_handle,
-                                                  AtenTensorHandle value_cache_handle,
-                                                  AtenTensorHandle position_handle, AtenTensorHandle slot_handle,
-                                                  AtenTensorHandle* out) {
+QWEN_SHIM AOTITorchError qwen_aoti_torch_cpu_attention(AtenTensorHandle q_handle, AtenTensorHandle k_handle,
+                                                       AtenTensorHandle v_handle,
+                                                       AtenTensorHandle key_cache_handle,
+                                                       AtenTensorHandle value_cache_handle,
+                                                       AtenTensorHandle position_handle,
+                                                       AtenTensorHandle slot_handle, AtenTensorHandle* out) {
   return guarded("attention", [&] {
     const Tensor& q = dense(q_handle, 3, kFloating, "q");
     const Tensor& k = dense(k_handle, 3, {q.dtype}, "k");
@@ -334,13 +341,12 @@ QWEN_SHIM AOTITorchError aoti_torch_cpu_attention(AtenTensorHandle q_handle, Ate
   });
 }
 
-QWEN_SHIM AOTITorchError aoti_torch_cpu_sample(AtenTensorHandle logits_handle, AtenTensorHandle tokens_handle,
-                                               AtenTensorHandle position, AtenTensorHandle slot_handle,
-                                               AtenTensorHandle seen_handle, AtenTensorHandle temperature,
-                                               AtenTensorHandle top_k, AtenTensorHandle top_p,
-                                               AtenTensorHandle min_p, AtenTensorHandle presence_penalty,
-                                               AtenTensorHandle repetition_penalty, AtenTensorHandle seed,
-                                               AtenTensorHandle generated_from, AtenTensorHandle* out) {
+QWEN_SHIM AOTITorchError qwen_aoti_torch_cpu_sample(
+    AtenTensorHandle logits_handle, AtenTensorHandle tokens_handle, AtenTensorHandle position,
+    AtenTensorHandle slot_handle, AtenTensorHandle seen_handle, AtenTensorHandle temperature,
+    AtenTensorHandle top_k, AtenTensorHandle top_p, AtenTensorHandle min_p, AtenTensorHandle presence_penalty,
+    AtenTensorHandle repetition_penalty, AtenTensorHandle seed, AtenTensorHandle generated_from,
+    AtenTensorHandle* out) {
   return guarded("sample", [&] {
     const Tensor& logits = dense(logits_handle, 2, kFloat, "logits");
     const Tensor& tokens = dense(tokens_handle, 1, kIndex, "tokens");

@@ -14,7 +14,8 @@ constexpr size_t kAlignment = 64;
 thread_local Arena* current_arena = nullptr;
 thread_local std::string shim_error;
 
-// Size classes are powers of two from kAlignment up: few lists, and odd chunk lengths reuse each other's blocks.
+// Size classes are powers of two from kAlignment up: few lists, and odd chunk lengths reuse each other's
+// blocks.
 size_t class_of(size_t bytes) {
   return static_cast<size_t>(std::bit_width((bytes == 0 ? 0 : bytes - 1) / kAlignment));
 }
@@ -113,7 +114,8 @@ std::unique_ptr<Tensor> Tensor::borrow(void* data, std::span<const int64_t> size
     tensor->strides[i] = stride;
     stride *= sizes[i];
   }
-  tensor->storage = std::make_shared<Storage>(data, static_cast<size_t>(stride) * element_size(dtype), nullptr);
+  tensor->storage =
+      std::make_shared<Storage>(data, static_cast<size_t>(stride) * element_size(dtype), nullptr);
   return tensor;
 }
 
@@ -144,14 +146,14 @@ std::unique_ptr<Tensor> Tensor::allocate(std::span<const int64_t> sizes, std::sp
 }
 
 std::unique_ptr<Tensor> Tensor::allocate(std::span<const int64_t> sizes, ScalarType dtype) {
+  if (static_cast<int64_t>(sizes.size()) > kMaxDim) return nullptr;
   std::array<int64_t, kMaxDim> strides{};
   int64_t stride = 1;
-  for (size_t i = sizes.size(); i-- > 0 && i < strides.size();) {
+  for (auto i = static_cast<int64_t>(sizes.size()) - 1; i >= 0; --i) {
     strides[i] = stride;
     stride *= sizes[i];
   }
-  return allocate(sizes, std::span<const int64_t>(strides).first(std::min(sizes.size(), strides.size())), dtype,
-                  kDeviceCpu);
+  return allocate(sizes, std::span<const int64_t>(strides).first(sizes.size()), dtype, kDeviceCpu);
 }
 
 int64_t Tensor::numel() const {

@@ -1,5 +1,6 @@
-// Tensor: what an AtenTensorHandle points at. A strided view of a reference-counted storage that is either borrowed
-// (weights, state, inputs) or comes from an arena (everything a compiled method makes while it runs).
+// Tensor: what an AtenTensorHandle points at. A strided view of a reference-counted storage that is either
+// borrowed (weights, state, inputs) or comes from an arena (everything a compiled method makes while it
+// runs).
 //
 // Not thread-safe: a compiled method creates and deletes tensors from the thread that runs it.
 #pragma once
@@ -38,8 +39,8 @@ const char* to_string(ScalarType dtype);
 inline constexpr int32_t kDeviceCpu = 0;
 inline constexpr int32_t kDeviceCuda = 1;
 
-// Memory of one compiled method's runs. Blocks are kept and handed out again, so that after the first run no run asks
-// the system for memory. Blocks are 64-byte aligned.
+// Memory of one compiled method's runs. Blocks are kept and handed out again, so that after the first run no
+// run asks the system for memory. Blocks are 64-byte aligned.
 class Arena {
  public:
   Arena() = default;

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,7 @@ def test_int4_program_equals_hugging_face_with_dequantized_weights(
 
 
 def test_bfloat16_program_stays_near_hugging_face(
-    prompt: list[int], tmp_path: Path, record_property: pytest.RecordProperty
+    prompt: list[int], tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     program = export_program(DEMO, tmp_path / "demo", quantize="none", dtype="bfloat16")
     result = compare(hf_model(DEMO, torch.bfloat16), program, prompt, 64)

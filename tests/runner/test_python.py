@@ -2,7 +2,10 @@
 
 import asyncio
 import inspect
+import json
 import math
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +15,7 @@ from typing import get_type_hints
 import pytest
 import torch
 from command_line import greedy_answer
-from qwen_runner import Generation, GenerateOptions, Runner, _core, generate
+from qwen_runner import GenerateOptions, Generation, Runner, _core, generate
 from qwen_runner import runner as runner_module
 
 PROMPT = "In the beginning"
@@ -42,6 +45,26 @@ def test_generate_equals_the_command_line(demo_program: Path, runner: Runner) ->
         assert answer.timings.load_ms > 0
         assert answer.timings.ttft_ms > 0
         assert answer.timings.decode_tokens_per_second > 0
+
+
+def test_a_process_with_pytorch_s_own_symbols_in_front_runs_the_program(demo_program: Path) -> None:
+    # Loading an operator library through torch.ops makes libtorch's symbols global, ahead of the runner's.
+    script = """
+import ctypes
+import sys
+from pathlib import Path
+
+import torch
+
+ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"), mode=ctypes.RTLD_GLOBAL)
+from qwen_runner import generate
+
+print(generate(sys.argv[1], sys.argv[2], temperature=0.0, ignore_eos=True, max_new_tokens=48).tokens)
+"""
+    output = subprocess.run(
+        [sys.executable, "-c", script, demo_program, PROMPT], capture_output=True, check=True, text=True
+    )
+    assert json.loads(output.stdout) == greedy_answer(demo_program)["tokens"]
 
 
 def test_options_are_the_runner_s_own() -> None:
@@ -215,6 +238,7 @@ def test_chat_renders_the_template_and_agrees_with_the_pieces(runner: Runner, de
         ({"top_p": 0}, "top_p is 0"),
         ({"top_k": -1}, "top_k is -1"),
         ({"max_new_tokens": 1.5}, "max_new_tokens is 1.5"),
+        ({"seed": 2**64}, "seed is"),
         ({"stop": ""}, "stop is"),
         ({"temprature": 1.0}, "temperature"),
     ],

@@ -35,7 +35,9 @@ def float_states(engine: _core.Engine, session: _core.Session) -> Iterator[tuple
             yield name, session.state(name).view(np.float32).copy()
 
 
-def answer(engine: _core.Engine, session: _core.Session, tokens: list[int], n: int, chunk: int = 0) -> list[int]:
+def answer(
+    engine: _core.Engine, session: _core.Session, tokens: list[int], n: int, chunk: int = 0
+) -> list[int]:
     output = [session.run(engine, tokens, GREEDY, chunk)]
     while len(output) < n:
         output.append(session.run(engine, output[-1:], GREEDY))

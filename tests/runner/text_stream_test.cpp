@@ -11,9 +11,7 @@ namespace {
 
 using Ids = std::vector<int64_t>;
 
-bool is_valid_utf8(const std::string& text) {
-  return replace_invalid_utf8(text) == text;
-}
+bool is_valid_utf8(const std::string& text) { return replace_invalid_utf8(text) == text; }
 
 class TextStreamTest : public testing::Test {
  protected:
