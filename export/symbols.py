@@ -1,0 +1,31 @@
+"""Gives the functions that compiled code takes from the runner names of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+from torch._inductor import cpp_builder
+
+from . import contract
+
+
+@contextmanager
+def private_symbols() -> Iterator[None]:
+    """Compiles every call of `aoti_torch_*` as one of the runner's function of that name behind a prefix.
+
+    PyTorch defines the same names, and a Python process may have made them global (loading an operator
+    library through `torch.ops` does): the dynamic linker would take PyTorch's before the runner's, whose
+    handles they cannot read. For the same reason the library's calls of its own functions stay inside it.
+    """
+    flags_of = cpp_builder._get_optimization_cflags
+    renamed = [f"D{name}={contract.runner_symbol(name)}" for name in sorted(contract.SHIMS)]
+
+    def flags(*args: Any, **kwargs: Any) -> tuple[list[str], list[str]]:
+        compile_flags, link_flags = flags_of(*args, **kwargs)
+        return compile_flags + renamed, [*link_flags, "Wl,-Bsymbolic"]
+
+    with patch.object(cpp_builder, "_get_optimization_cflags", flags):
+        yield
