@@ -2,8 +2,8 @@
 
     python benchmarks/perplexity.py PROGRAM [PROGRAM ...] [--text FILE] [--limit TOKENS]
 
-The text is cut into windows of 1024 tokens; each starts from an empty state and is scored from its second token on, as
-demo/perplexity.py does with Hugging Face's model.
+The text is cut into windows of 1024 tokens; each starts from an empty state and is scored from its second
+token on, as demo/perplexity.py does with Hugging Face's model.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ GREEDY = {"temperature": 0.0}
 
 
 def perplexity(program: Path, text: str, limit: int | None = None) -> tuple[float, int]:
-    """Perplexity a token of `program` on the first `limit` tokens of `text`, and how many tokens were scored."""
+    """Perplexity a token on the first `limit` tokens of `text`, and how many tokens were scored."""
     engine = _core.Engine(str(program))
     session = engine.open_session()
     session.keep_logits(True)

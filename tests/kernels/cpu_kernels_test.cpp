@@ -59,12 +59,8 @@ Floats widened(const Halves& values) {
   return result;
 }
 
-Array array(const Floats& values) {
-  return {values.data(), DType::kFloat32};
-}
-Array array(const Halves& values) {
-  return {values.data(), DType::kBFloat16};
-}
+Array array(const Floats& values) { return {values.data(), DType::kFloat32}; }
+Array array(const Halves& values) { return {values.data(), DType::kBFloat16}; }
 
 void expect_near(const Floats& actual, const Floats& expected, double tolerance = 1e-5) {
   ASSERT_EQ(actual.size(), expected.size());

@@ -46,7 +46,8 @@ import json
 import sys
 from qwen_runner import _core
 engines = [_core.Engine(sys.argv[1]) for _ in range(2)]
-addresses = {address for engine in engines for _, _, address, _, is_state in engine.bound_constants() if not is_state}
+constants = [constant for engine in engines for constant in engine.bound_constants()]
+addresses = {address for _, _, address, _, is_state in constants if not is_state}
 shared = 0
 for line in open("/proc/self/maps"):
     span, _, _, _, inode, *path = line.split(None, 5)
