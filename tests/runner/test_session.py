@@ -1,4 +1,4 @@
-"""Sessions: the answer is the same however a prompt is fed, whoever runs beside it, whatever was there before."""
+"""Sessions: the same answer however a prompt is fed, whoever runs beside it, whatever was there before."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
