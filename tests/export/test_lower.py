@@ -1,6 +1,7 @@
 """What a lowered program holds: methods, compiled code, weights and state, and what the code may call."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -122,8 +123,17 @@ def test_the_code_calls_the_runner_alone(lowered: Lowered, tmp_path: Path) -> No
         library = tmp_path / payload["method"]
         library.write_bytes(lowered.code[payload["library"]])
         symbols = undefined_symbols(library)
-        assert contract.shim_symbol("sample") in symbols
+        assert contract.runner_symbol(contract.shim_symbol("sample")) in symbols
         assert symbols <= contract.ALLOWED_SYMBOLS
+
+
+def test_the_runner_defines_what_the_contract_allows() -> None:
+    sources = Path(__file__).resolve().parents[2] / "runner" / "shims"
+    text = "\n".join(path.read_text() for path in sources.glob("*.cpp"))
+    defined = set(re.findall(r"QWEN_SHIM \w+ (qwen_aoti_\w+)\(", text))
+    defined |= {f"qwen_aoti_torch_dtype_{name}" for name in re.findall(r"^QWEN_DTYPE\((\w+),", text, re.M)}
+    assert len(contract.ALLOWED_SYMBOLS) > 35
+    assert not contract.ALLOWED_SYMBOLS - defined
 
 
 def test_an_operator_that_no_runner_has_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
