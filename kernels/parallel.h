@@ -46,7 +46,7 @@ inline int worker_count(int64_t items, int64_t work) {
 // Calls body(item, worker) for every item in [0, items), worker in [0, workers), in any order. `body` must
 // not throw.
 template <typename Body>
-void parallel_for(int64_t items, int workers, const Body& body) {
+void parallel_for(int64_t items, [[maybe_unused]] int workers, const Body& body) {
 #if defined(QWEN_OPENMP)
   if (workers > 1) {
     const int64_t chunk = std::max<int64_t>(1, items / (int64_t{8} * workers));

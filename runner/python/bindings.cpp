@@ -200,7 +200,7 @@ void bind_session(py::module_& module) {
            })
       .def(
           "state",
-          [](py::object self, const char* name) {
+          [](const py::object& self, const char* name) {
             const auto bytes = unwrap(self.cast<Session&>().state(name));
             // A view: tests write to it.
             return py::array_t<uint8_t>(static_cast<py::ssize_t>(bytes.size()),
