@@ -136,15 +136,16 @@ Result<Tokenizer> Tokenizer::from_json(std::string_view json, const std::string&
   impl->vocabulary = std::move(file.vocabulary);
   impl->special.resize(impl->vocabulary.size());
 
-  // Of two tokens whose contents are the same once normalized, a special one counts.
-  std::stable_partition(file.added_tokens.begin(), file.added_tokens.end(),
-                        [](const auto& t) { return t.special; });
   std::vector<AddedToken> raw;
   std::vector<AddedToken> normalized;
-  for (AddedToken& token : file.added_tokens) {
-    impl->special[token.id] = token.special;
-    impl->added_ids.emplace(impl->vocabulary.bytes(token.id), token.id);
-    (token.normalized ? normalized : raw).push_back(std::move(token));
+  // Special ones first: of two tokens whose contents are the same once normalized, they count.
+  for (const bool special : {true, false}) {
+    for (AddedToken& token : file.added_tokens) {
+      if (token.special != special) continue;
+      impl->special[token.id] = special;
+      impl->added_ids.emplace(impl->vocabulary.bytes(token.id), token.id);
+      (token.normalized ? normalized : raw).push_back(std::move(token));
+    }
   }
   impl->raw_tokens = AddedTokenMatcher(std::move(raw));
   impl->normalized_tokens = AddedTokenMatcher(std::move(normalized));
