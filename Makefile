@@ -83,7 +83,7 @@ lint: $(VENV)/.dev $(VENV)/.installed
 	cd build/typing && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p qwen_runner
 	@$(BIN)/clang-format --dry-run -Werror $(cpp_files) && echo "clang-format: $(words $(cpp_files)) files"
 	@$(STAGE) "clang-tidy" build/log/tidy.txt $(BIN)/run-clang-tidy.py -quiet -p $(BUILD) -j 2 \
-	  -clang-tidy-binary $(BIN)/clang-tidy '$(CURDIR)/(runner|kernels)/.*\.cpp'
+	  -extra-arg=-Wno-error -clang-tidy-binary $(BIN)/clang-tidy '$(CURDIR)/(runner|kernels)/.*\.cpp'
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix-only .
