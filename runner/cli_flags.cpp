@@ -130,7 +130,7 @@ Status refuse_unknown(const CLI::App& app) {
   const std::string help =
       "; see " + (&command == &app ? "" : app.get_name() + " ") + command.get_name() + " --help";
   const std::string argument = unknown.front().substr(0, unknown.front().find('='));
-  if (!argument.starts_with("-")) {
+  if (!argument.starts_with('-')) {
     return Error{ErrorCode::kInvalidArgument, "unexpected argument \"" + unknown.front() + "\"" +
                                                   (&command == &app ? ": a prompt goes after --prompt" : "") +
                                                   help};
