@@ -24,8 +24,8 @@ ARGS ?=
 WARNINGS_AS_ERRORS := $(if $(CI),ON,OFF)
 STAGE := . tools/stage.sh; stage
 
-cpp_sources := $(shell find runner kernels -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name CMakeLists.txt)
-export_sources := $(shell find export kernels -name '*.py') $(wildcard demo/*.json demo/*.jinja demo/*.safetensors)
+cpp_sources := $(shell find runner kernels -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.map' -o -name CMakeLists.txt)
+export_sources := $(shell find export kernels -name '*.py') runner/python/qwen_runner/chat_jinja.py $(wildcard demo/*.json demo/*.jinja demo/*.safetensors)
 
 run: $(PROGRAM)/manifest.json
 	@echo 'qwen_runner --program $(PROGRAM) --prompt "$(PROMPT)" $(ARGS)' >&2
