@@ -98,8 +98,14 @@ def _put_in_place(content: Path, output: Path) -> None:
     if not output.exists():
         content.rename(output)
     elif not _exchange(content, output):
-        output.rename(content.with_name("replaced"))
-        content.rename(output)
+        replaced = content.with_name("replaced")
+        try:
+            output.rename(replaced)
+            content.rename(output)
+        except BaseException:
+            if not output.exists():
+                replaced.rename(output)
+            raise
 
 
 def _exchange(left: Path, right: Path) -> bool:

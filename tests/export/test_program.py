@@ -126,6 +126,29 @@ def test_a_program_is_replaced_whole(
     assert [path.name for path in tmp_path.iterdir()] == ["program"]
 
 
+def test_a_replacement_that_fails_halfway_puts_the_old_program_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where two folders cannot be swapped in one step, and the new one cannot be put in place."""
+    output = tmp_path / "program"
+    with staged_folder(output) as stage:
+        (stage.content / "model.pte").write_text("old")
+    rename = Path.rename
+
+    def fail_for_the_new(self: Path, target: Path) -> Path:
+        if self.name == "content":
+            assert not output.exists()
+            raise OSError("no")
+        return rename(self, target)
+
+    monkeypatch.setattr(staging, "_exchange", lambda *_: False)
+    monkeypatch.setattr(Path, "rename", fail_for_the_new)
+    with pytest.raises(OSError, match="no"), staged_folder(output) as stage:
+        (stage.content / "model.pte").write_text("new")
+    assert (output / "model.pte").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["program"]
+
+
 def test_a_full_disk_leaves_the_old_program(
     tmp_path: Path, random_checkpoint: Checkpoints, without_lowering: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
