@@ -22,6 +22,7 @@ class Progress:
         self._current: str | None = None
         self._bar: tqdm[None] | None = None
         self._stop = threading.Event()
+        self._ticker = threading.Thread(target=self._tick, daemon=True)
         if stream.isatty():
             self._bar = tqdm(
                 total=len(self._stages),
@@ -29,7 +30,7 @@ class Progress:
                 bar_format="{bar:20} {n_fmt}/{total_fmt} {desc} [{elapsed}]",
                 leave=False,
             )
-            threading.Thread(target=self._tick, daemon=True).start()
+            self._ticker.start()
 
     def begin(self, stage: str) -> None:
         """Ends the current stage, if any, and begins `stage`."""
@@ -77,5 +78,6 @@ class Progress:
     def _close(self) -> None:
         self._stop.set()
         if self._bar is not None:
+            self._ticker.join()  # or it would redraw a closed bar
             self._bar.close()
             self._bar = None
