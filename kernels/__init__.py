@@ -3,7 +3,7 @@
 Each folder holds one operator or family: `__init__.py` (schema, shape rule, registration), `reference.py`
 (plain PyTorch, the definition of what the operator computes and what it runs in eager), `cpu.h` and `cpu.cpp`
 (the kernel that compiled programs call on a machine without a GPU), `cases.py` (shapes and tolerances for
-tests and benchmarks).
+tests and benchmarks). `norm` has a reference alone: Inductor compiles it.
 """
 
 from . import attention, gated_delta, linear, moe, norm, sample
