@@ -35,16 +35,6 @@ std::vector<ChatMessage> to_messages(const Messages& pairs) {
   return messages;
 }
 
-// UTF-8, or any bytes.
-std::string to_text(const py::object& text) {
-  if (py::isinstance<py::bytes>(text)) return text.cast<py::bytes>();
-  if (!py::isinstance<py::str>(text)) throw py::type_error("a text must be str or bytes");
-  // A lone surrogate has no UTF-8; it is read as any other damage to a text.
-  PyObject* bytes = PyUnicode_AsEncodedString(text.ptr(), "utf-8", "surrogatepass");
-  if (bytes == nullptr) throw py::error_already_set();
-  return py::reinterpret_steal<py::bytes>(bytes);
-}
-
 py::dict to_dict(const Timings& timings) {
   py::dict dict;
   dict["load_ms"] = timings.load_ms;
@@ -68,7 +58,7 @@ py::dict to_dict(const Generation& generation) {
 
 GenerateOptions to_options(const Engine& engine, const py::dict& values) {
   nlohmann::json json = nlohmann::json::object();
-  for (const auto& [name, value] : values) json[name.cast<std::string>()] = to_json(value);
+  for (const auto& [name, value] : values) json[to_text(name)] = to_json(value);
   return unwrap(make_generate_options(engine.manifest(), json));
 }
 
@@ -162,11 +152,6 @@ void bind_engine(py::module_& module) {
       .def_property_readonly("vocab_size", [](const Engine& engine) { return engine.manifest().vocab_size; })
       .def_property_readonly("chunk", [](const Engine& engine) { return engine.manifest().chunk; })
       .def_property_readonly("slots", [](const Engine& engine) { return engine.manifest().slots; })
-      .def_property_readonly("eos_token_ids",
-                             [](const Engine& engine) { return engine.manifest().eos_token_ids; })
-      .def_property_readonly("thinking_by_default",
-                             [](const Engine& engine) { return engine.chat().thinking_by_default(); })
-      .def_property_readonly("load_ms", [](const Engine& engine) { return engine.load_stats().load_ms; })
       .def_property_readonly("memory", [](const Engine& engine) {
         const MemoryUsage memory = measure_memory(engine.load_stats());
         py::dict dict;

@@ -6,10 +6,18 @@ namespace qwen::python {
 
 namespace py = pybind11;
 
+std::string to_text(const py::handle& text) {
+  if (py::isinstance<py::bytes>(text)) return text.cast<std::string>();
+  if (!py::isinstance<py::str>(text)) throw py::type_error("a text must be str or bytes");
+  PyObject* bytes = PyUnicode_AsEncodedString(text.ptr(), "utf-8", "surrogatepass");
+  if (bytes == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::bytes>(bytes);
+}
+
 nlohmann::json to_json(const py::handle& value) {
   if (value.is_none()) return nullptr;
   if (py::isinstance<py::bool_>(value)) return value.cast<bool>();
-  if (py::isinstance<py::str>(value)) return value.cast<std::string>();
+  if (py::isinstance<py::str>(value)) return to_text(value);
   if (py::isinstance<py::float_>(value)) return value.cast<double>();
   if (PyIndex_Check(value.ptr()) != 0) {
     const auto integer = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()));
@@ -53,7 +61,11 @@ void raise(const Error& error) {
     case ErrorCode::kInternal:
       break;
   }
-  PyErr_SetString(type, error.message.c_str());
+  // A message may quote a name that is no UTF-8.
+  const auto size = static_cast<py::ssize_t>(error.message.size());
+  const auto message =
+      py::reinterpret_steal<py::object>(PyUnicode_DecodeUTF8(error.message.data(), size, "replace"));
+  if (message) PyErr_SetObject(type, message.ptr());
   throw py::error_already_set();
 }
 

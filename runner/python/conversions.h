@@ -4,10 +4,15 @@
 #include <pybind11/pybind11.h>
 
 #include <nlohmann/json.hpp>
+#include <string>
 
 #include "result.h"
 
 namespace qwen::python {
+
+// The UTF-8 of a str, or bytes as they are. A lone surrogate, which has no UTF-8, becomes bytes that are read
+// as any other damage to a text. Raises TypeError for anything else.
+std::string to_text(const pybind11::handle& text);
 
 // A keyword argument's value as JSON: None, bool, integers, floats (NumPy's too), str, and lists of these. An
 // integer over 64 bits becomes its digits as text. Raises TypeError for anything else.
