@@ -1,17 +1,15 @@
 """`Runner` and `generate()`: what a Python user sees."""
 
-import asyncio
 import inspect
 import json
 import math
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
+import numpy as np
 import pytest
 import torch
 from command_line import greedy_answer
@@ -19,7 +17,6 @@ from qwen_runner import GenerateOptions, Generation, Runner, _core, generate
 from qwen_runner import runner as runner_module
 
 PROMPT = "In the beginning"
-LONG = {"temperature": 0.0, "ignore_eos": True, "max_new_tokens": 1500}
 
 
 @pytest.fixture(scope="module")
@@ -71,120 +68,6 @@ def test_options_are_the_runner_s_own() -> None:
     declared = {option["name"] for option in _core.generation_options()}
     assert set(get_type_hints(GenerateOptions)) == declared
     assert all(option["help"] and option["allowed"] for option in _core.generation_options())
-
-
-def test_stream_gives_the_pieces_of_the_answer(runner: Runner) -> None:
-    whole = runner.generate(PROMPT, temperature=0.0, max_new_tokens=60)
-    with runner.stream(PROMPT, temperature=0.0, max_new_tokens=60) as stream:
-        pieces = list(stream)
-        assert len(pieces) > 10
-        assert "".join(pieces) == whole.text
-        assert stream.result is not None
-        assert stream.result.tokens == whole.tokens
-
-
-def test_on_piece_is_called_as_the_text_comes(runner: Runner) -> None:
-    pieces: list[str] = []
-    answer = runner.generate(PROMPT, on_piece=pieces.append, temperature=0.0, max_new_tokens=20)
-    assert "".join(pieces) == answer.text
-
-
-def test_what_on_piece_raises_ends_the_answer(runner: Runner) -> None:
-    class Stop(Exception):
-        pass
-
-    calls = []
-
-    def raises(piece: str) -> None:
-        calls.append(piece)
-        raise Stop
-
-    with pytest.raises(Stop):
-        runner.generate(PROMPT, on_piece=raises, **LONG)
-    assert len(calls) == 1
-
-
-def test_leaving_a_stream_cancels_it(runner: Runner) -> None:
-    with runner.stream(PROMPT, **LONG) as stream:
-        next(stream)
-    assert stream.result is None
-    assert list(stream) == []
-    # Its slot is free again: as many streams as there are slots can start.
-    slots = _slots(runner)
-    streams = [runner.stream(PROMPT, temperature=0.0, max_new_tokens=5) for _ in range(slots)]
-    assert all(list(stream) for stream in streams)
-
-
-def test_astream_does_not_block_the_loop(runner: Runner) -> None:
-    async def collect() -> tuple[str, int]:
-        ticks = 0
-        done = False
-
-        async def tick() -> None:
-            nonlocal ticks
-            while not done:
-                ticks += 1
-                await asyncio.sleep(0)
-
-        ticking = asyncio.create_task(tick())
-        text = "".join([piece async for piece in runner.astream(PROMPT, temperature=0.0, max_new_tokens=60)])
-        done = True
-        await ticking
-        return text, ticks
-
-    text, ticks = asyncio.run(collect())
-    assert text == runner.generate(PROMPT, temperature=0.0, max_new_tokens=60).text
-    assert ticks > 10
-
-
-def test_the_gil_is_free_while_the_model_runs(runner: Runner) -> None:
-    counted = 0
-    during = 0
-    done = threading.Event()
-
-    def count() -> None:
-        nonlocal counted
-        while not done.is_set():
-            counted += 1
-            time.sleep(0)
-
-    thread = threading.Thread(target=count)
-    thread.start()
-    try:
-        before = counted
-        # No text comes out of a long prompt: nothing but the model runs, in one call.
-        runner.generate([100] * (runner.max_seq_len - 1), max_new_tokens=1, temperature=0.0)
-        during = counted - before
-    finally:
-        done.set()
-        thread.join()
-    assert during > 10
-
-
-def test_cancel_from_another_thread(runner: Runner) -> None:
-    answers: list[Generation] = []
-    started = threading.Event()
-
-    def work() -> None:
-        answers.append(runner.generate(PROMPT, on_piece=lambda _: started.set(), **LONG))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    assert started.wait(30)
-    runner.cancel()
-    thread.join(30)
-    assert [answer.finish_reason for answer in answers] == ["cancelled"]
-    assert 0 < len(answers[0].tokens) < LONG["max_new_tokens"]
-
-
-def test_answers_at_the_same_time_are_those_of_each_alone(runner: Runner) -> None:
-    prompts = [PROMPT, "It is a truth", "She was"][: _slots(runner)]
-    options = {"temperature": 0.9, "seed": 11, "max_new_tokens": 60}
-    alone = [runner.generate(prompt, **options).tokens for prompt in prompts]
-    streams = [runner.stream(prompt, **options) for prompt in prompts]
-    for stream in streams:
-        list(stream)
-    assert [stream.result.tokens for stream in streams if stream.result] == alone
 
 
 def test_seeds(runner: Runner) -> None:
@@ -256,11 +139,60 @@ def test_a_prompt_must_be_there_and_fit(runner: Runner) -> None:
         runner.generate([1] * (runner.max_seq_len + 1))
 
 
+@pytest.mark.parametrize(
+    ("prompt", "error", "message"),
+    [
+        (None, TypeError, "a prompt must be text or token ids, not None"),
+        (["a"], TypeError, "a prompt must be text or token ids, not 'a'"),
+        ([1, 1.5], TypeError, "a prompt must be text or token ids, not 1.5"),
+        (np.ones((2, 90), int), TypeError, "a prompt must be text or token ids, not array("),
+        ([-1], ValueError, "token id -1 is not in the vocabulary"),
+        ([2**70], ValueError, f"token id {2**70} is not in the vocabulary"),
+    ],
+)
+def test_what_is_no_prompt_is_named(
+    runner: Runner, prompt: Any, error: type[Exception], message: str
+) -> None:
+    for ask in (runner.generate, runner.stream):
+        with pytest.raises(error) as caught:
+            ask(prompt)
+        assert str(caught.value).startswith(message)
+        assert "\n" not in str(caught.value)
+
+
+def test_token_ids_are_any_integers(runner: Runner) -> None:
+    tokens = runner.tokenize(PROMPT)
+    options = {"temperature": 0.0, "max_new_tokens": 5}
+    expected = runner.generate(tokens, **options).tokens
+    for prompt in (tuple(tokens), np.array(tokens, np.uint32), torch.tensor(tokens)):
+        assert runner.generate(prompt, **options).tokens == expected
+        assert runner.detokenize(prompt) == PROMPT
+    with pytest.raises(TypeError, match="tokens must be token ids, not 'a'"):
+        runner.detokenize(["a"])
+
+
+def test_a_lone_surrogate_is_a_text_like_any_other(runner: Runner) -> None:
+    answer = runner.generate(PROMPT, stop=["\ud800"], temperature=0.0, max_new_tokens=5)
+    assert answer.tokens == runner.generate(PROMPT, temperature=0.0, max_new_tokens=5).tokens
+    with pytest.raises(ValueError, match="temperature is"):
+        runner.generate(PROMPT, temperature="\ud800")
+
+
+def test_a_program_s_relative_path_holds_in_another_folder(
+    demo_program: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(demo_program.parent)
+    with Runner(demo_program.name) as runner:
+        monkeypatch.chdir(tmp_path)
+        assert runner.encode_chat([{"role": "user", "content": "Who is Emma?"}])
+
+
 def test_a_closed_runner_says_so(demo_program: Path) -> None:
     runner = Runner(demo_program)
     runner.close()
-    with pytest.raises(ValueError, match="closed"):
-        runner.generate(PROMPT)
+    for ask in (runner.generate, runner.stream):
+        with pytest.raises(ValueError, match="closed"):
+            ask(PROMPT)
 
 
 def test_a_missing_program_is_a_file_not_found(tmp_path: Path) -> None:
@@ -281,9 +213,3 @@ def test_public_names_have_docstrings() -> None:
     for name, member in inspect.getmembers(Runner, inspect.isfunction):
         if not name.startswith("_"):
             assert inspect.getdoc(member), name
-
-
-def _slots(runner: Runner) -> int:
-    engine = runner._engine
-    assert engine is not None
-    return engine.slots

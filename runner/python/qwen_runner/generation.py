@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Literal, SupportsIndex, TypedDict
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -71,3 +72,20 @@ class Generation:
     """Natural logarithms, one a token, if asked for: of the softmax before temperature, penalties and
     filters.
     """
+
+
+def token_ids(tokens: Iterable[SupportsIndex], expected: str) -> list[int]:
+    """`tokens` [n], any integers (NumPy's and PyTorch's too), as the runner takes them.
+
+    Raises TypeError, which begins with `expected`, for anything else and ValueError for an id that no
+    vocabulary has.
+    """
+    bad: object = tokens
+    try:
+        ids = [operator.index(bad := token) for token in tokens]
+    except TypeError:
+        raise TypeError(f"{expected}, not {bad!r:.60}") from None
+    for token in ids:
+        if not 0 <= token < 2**63:
+            raise ValueError(f"token id {token} is not in the vocabulary")
+    return ids

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import json
 import queue
 import threading
@@ -14,7 +15,7 @@ from typing import Any, Self, Unpack, cast
 
 from . import _core
 from .chat_jinja import ChatTemplate
-from .generation import FinishReason, GenerateOptions, Generation, Timings
+from .generation import FinishReason, GenerateOptions, Generation, Timings, token_ids
 
 Prompt = str | bytes | Sequence[int]
 
@@ -43,7 +44,7 @@ class Runner:
     """
 
     def __init__(self, program: str | PathLike[str]) -> None:
-        self._path = Path(program)
+        self._path = Path(program).absolute()  # the chat template is read later
         self._engine: _core.Engine | None = _core.Engine(str(self._path))
         self._lock = threading.Lock()
         self._running: set[_core.Cancel] = set()
@@ -60,8 +61,8 @@ class Runner:
 
     def close(self) -> None:
         """Cancels what runs and lets go of the program, whose memory is freed when the last answer ends."""
+        self._engine = None  # first: an answer either begins before, and is cancelled, or not at all
         self.cancel()
-        self._engine = None
 
     def generate(
         self,
@@ -73,24 +74,37 @@ class Runner:
         """Answers `prompt`: text, in which special tokens are not recognized, or token ids.
 
         `on_piece` is called with every piece of text as it comes. Raises ValueError for an option, a prompt
-        that is empty or a prompt that does not fit, naming the value and what is allowed; TypeError for an
-        option's type.
+        that is empty or a prompt that does not fit, naming the value and what is allowed; TypeError for the
+        type of the prompt or of an option.
         """
-        return self._generate(self._encode(prompt), on_piece, _core.Cancel(), options)
+        return self._generate(self._encode(prompt), on_piece, options)
 
     def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Stream:
         """The answer as an iterator of pieces of text; its `result` is the `Generation` when the last was
         taken.
 
-        Errors are those of `generate`, raised by the iteration.
+        Errors are those of `generate`: a closed runner and a prompt that is neither text nor token ids raise
+        at once, the rest by the iteration.
         """
-        return self._stream(self._encode(prompt), options)
+        tokens = self._encode(prompt)
+        cancel = _core.Cancel()
+        engine = self._begin(cancel)  # here, not in the thread: cancel() right after must find it
+
+        def run(on_piece: Callable[[str], None]) -> Generation:
+            return self._answer(engine, tokens, on_piece, cancel, options)
+
+        return Stream(run, cancel.set)
 
     async def astream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> AsyncIterator[str]:
-        """`stream` for asyncio: waiting for a piece does not block the event loop."""
-        with self.stream(prompt, **options) as pieces:
+        """`stream` for asyncio: waiting for a piece, or for the end of an answer left early, does not block
+        the event loop.
+        """
+        pieces = self.stream(prompt, **options)
+        try:
             while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
                 yield piece
+        finally:
+            await asyncio.to_thread(pieces.close)
 
     def chat(
         self,
@@ -108,7 +122,7 @@ class Runner:
         says. Raises ValueError where the program has no template or the template refuses, else as `generate`.
         """
         tokens = self.encode_chat(messages, tools=tools, thinking=thinking)
-        return self._generate(tokens, on_piece, _core.Cancel(), options)
+        return self._generate(tokens, on_piece, options)
 
     def encode_chat(
         self,
@@ -141,8 +155,8 @@ class Runner:
         return self._loaded().tokenize(text, parse_special)
 
     def detokenize(self, tokens: Sequence[int], *, skip_special: bool = True) -> str:
-        """The text of token ids."""
-        return self._loaded().detokenize(list(tokens), skip_special)
+        """The text of token ids; an id over the vocabulary has none."""
+        return self._loaded().detokenize(token_ids(tokens, "tokens must be token ids"), skip_special)
 
     def cancel(self) -> None:
         """Ends every answer that is being generated, from any thread; they finish with reason "cancelled"."""
@@ -163,33 +177,36 @@ class Runner:
         return self._loaded().max_seq_len
 
     def _loaded(self) -> _core.Engine:
-        if self._engine is None:
+        engine = self._engine
+        if engine is None:
             raise ValueError("the runner is closed; make a new one")
-        return self._engine
+        return engine
 
     def _encode(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str | bytes):
             return self._loaded().tokenize(prompt, False)
-        return list(prompt)
+        return token_ids(prompt, "a prompt must be text or token ids")
 
-    def _stream(self, tokens: list[int], options: GenerateOptions) -> Stream:
-        cancel = _core.Cancel()
-
-        def run(on_piece: Callable[[str], None]) -> Generation:
-            return self._generate(tokens, on_piece, cancel, options)
-
-        return Stream(run, cancel.set)
+    def _begin(self, cancel: _core.Cancel) -> _core.Engine:
+        with self._lock:
+            engine = self._loaded()
+            self._running.add(cancel)
+        return engine
 
     def _generate(
+        self, tokens: list[int], on_piece: Callable[[str], None] | None, options: GenerateOptions
+    ) -> Generation:
+        cancel = _core.Cancel()
+        return self._answer(self._begin(cancel), tokens, on_piece, cancel, options)
+
+    def _answer(
         self,
+        engine: _core.Engine,
         tokens: list[int],
         on_piece: Callable[[str], None] | None,
         cancel: _core.Cancel,
         options: GenerateOptions,
     ) -> Generation:
-        with self._lock:
-            engine = self._loaded()
-            self._running.add(cancel)
         try:
             answer = engine.generate(tokens, cast(dict[str, Any], options), on_piece, cancel)
         finally:
@@ -220,6 +237,7 @@ class Stream(Iterator[str]):
         self._pieces: queue.SimpleQueue[str | Generation | BaseException] = queue.SimpleQueue()
         self._done = False
         self._thread = threading.Thread(target=_produce, args=(run, self._pieces), daemon=True)
+        _producing[self._thread] = cancel
         self._thread.start()
 
     def __iter__(self) -> Self:
@@ -256,6 +274,10 @@ class Stream(Iterator[str]):
         self._cancel()
 
 
+_producing: dict[threading.Thread, Callable[[], None]] = {}
+"""The streams' running threads, each with what cancels its answer."""
+
+
 def _produce(
     run: Callable[[Callable[[str], None]], Generation],
     pieces: queue.SimpleQueue[str | Generation | BaseException],
@@ -264,3 +286,14 @@ def _produce(
         pieces.put(run(pieces.put))
     except BaseException as error:
         pieces.put(error)
+    finally:
+        del _producing[threading.current_thread()]
+
+
+@atexit.register
+def _end_streams() -> None:
+    # A thread inside the model that asks for the GIL when Python has ended would end the process.
+    for thread, cancel in list(_producing.items()):
+        cancel()
+        if thread.is_alive():
+            thread.join()
