@@ -13,6 +13,8 @@ struct Container::Functions {
   AOTIRuntimeError (*constant_dtype)(ContainerHandle, size_t, int32_t*);
   AOTIRuntimeError (*constant_size)(ContainerHandle, size_t, size_t*);
   AOTIRuntimeError (*bind)(ContainerHandle, const AOTInductorConstantMapEntry*, size_t, bool, bool);
+  // The map is a std::unordered_map<std::string, AtenTensorHandle>, of the process's own C++ library.
+  AOTIRuntimeError (*extract)(ContainerHandle, void*, bool);
   AOTIRuntimeError (*run)(ContainerHandle, AtenTensorHandle*, size_t, AtenTensorHandle*, size_t, void*,
                           void*);
 
@@ -25,6 +27,7 @@ struct Container::Functions {
     QWEN_RETURN_IF_ERROR(library.find("AOTInductorModelContainerGetConstantDtype", constant_dtype));
     QWEN_RETURN_IF_ERROR(library.find("AOTInductorModelContainerGetConstantDataSize", constant_size));
     QWEN_RETURN_IF_ERROR(library.find("AOTInductorModelContainerUpdateUserManagedConstantBufferPairs", bind));
+    QWEN_RETURN_IF_ERROR(library.find("AOTInductorModelContainerExtractConstantsMap", extract));
     // One container, one stream: the variant without the pool of models and its events.
     return library.find("AOTInductorModelContainerRunSingleThreaded", run);
   }
@@ -83,6 +86,16 @@ Status Container::bind(std::span<Tensor* const> tensors) {
     return failure("binding the constants");
   }
   return ok_status();
+}
+
+Result<std::unordered_map<std::string, const Tensor*>> Container::bound() const {
+  std::unordered_map<std::string, AtenTensorHandle> handles;
+  if (functions_->extract(handle_, &handles, /*use_inactive=*/false) != 0) {
+    return failure("reading back the constants");
+  }
+  std::unordered_map<std::string, const Tensor*> tensors;
+  for (const auto& [name, handle] : handles) tensors.emplace(name, Tensor::from(handle));
+  return tensors;
 }
 
 Result<std::vector<std::unique_ptr<Tensor>>> Container::run(std::vector<std::unique_ptr<Tensor>> inputs,

@@ -8,6 +8,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "library.h"
@@ -37,14 +38,14 @@ class Container {
 
   // Binds constant i to tensors[i]. REQUIRES: one tensor a constant, alive as long as this container.
   Status bind(std::span<Tensor* const> tensors);
+  // What the container itself says it is bound to, by fully qualified name.
+  Result<std::unordered_map<std::string, const Tensor*>> bound() const;
 
   // Runs the method. Consumes the inputs; the outputs' memory belongs to this container's arena and is valid
   // until the outputs are destroyed, which must be before the next run. Error: kInternal with the compiled
   // code's own message.
   Result<std::vector<std::unique_ptr<Tensor>>> run(std::vector<std::unique_ptr<Tensor>> inputs,
                                                    size_t outputs);
-
-  size_t arena_bytes() const { return arena_.reserved_bytes(); }
 
  private:
   explicit Container(CompiledLibrary library);

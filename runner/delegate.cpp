@@ -64,16 +64,22 @@ Status bind_constants(Container& container, const std::string& method, const et:
     if (!is_state) {
       QWEN_ASSIGN_OR_RETURN(tensor, context.constants.weight(data, constant.name));
     }
-    // The container states the size of the exported tensor's storage, which may be padded.
+    // The container states the size of the exported tensor's storage, which PyTorch rounds up to 64 bytes.
     const size_t bytes = tensor->storage->bytes;
-    if (tensor->dtype != constant.dtype || bytes > constant.bytes) {
+    const size_t padded = (bytes + 63) / 64 * 64;
+    if (tensor->dtype != constant.dtype || (constant.bytes != bytes && constant.bytes != padded)) {
       return corrupt("holds " + constant.name + " as " + tensor->shape() + ", its code expects " +
                      std::to_string(constant.bytes) + " bytes of " + to_string(constant.dtype));
     }
-    context.bound.push_back({method, constant.name, tensor->data(), bytes, is_state});
     tensors.push_back(tensor);
   }
-  return container.bind(tensors);
+  QWEN_RETURN_IF_ERROR(container.bind(tensors));
+  QWEN_ASSIGN_OR_RETURN(const auto bound, container.bound());
+  for (const auto& [name, tensor] : bound) {
+    const bool is_state = context.constants.find_state(name) != nullptr;
+    context.bound.push_back({method, name, tensor->data(), tensor->storage->bytes, is_state});
+  }
+  return ok_status();
 }
 
 Result<std::unique_ptr<CompiledMethod>> load_method(std::string_view processed, const et::NamedDataMap& data,
@@ -167,7 +173,10 @@ void log_message(et_timestamp_t timestamp, et_pal_log_level_t level, const char*
 
 }  // namespace
 
-DelegateScope::DelegateScope(DelegateContext* context) : previous_(std::exchange(current_context, context)) {}
+DelegateScope::DelegateScope(DelegateContext* context) : previous_(std::exchange(current_context, context)) {
+  context->error.reset();
+  context->log.clear();
+}
 DelegateScope::~DelegateScope() { current_context = previous_; }
 
 Status register_delegate() {

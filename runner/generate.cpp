@@ -53,7 +53,6 @@ class Answer {
     QWEN_RETURN_IF_ERROR(session_.reset());
     session_.set_generated_from(static_cast<int64_t>(prompt.size()));
     session_.keep_logits(options_.logprobs);
-    session_.keep_logits(options_.logprobs);
     generation_.prompt_tokens = static_cast<int64_t>(prompt.size());
     if (options_.echo) {
       emit(engine_.tokenizer().decode(prompt, /*skip_special=*/false));

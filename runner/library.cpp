@@ -28,6 +28,8 @@ void publish_shims() {
   (void)published;  // dlopen() of the compiled library reports what is missing
 }
 
+std::string path_of(int fd) { return "/proc/self/fd/" + std::to_string(fd); }
+
 Status write_all(int fd, std::span<const std::byte> bytes) {
   while (!bytes.empty()) {
     const ssize_t written = ::write(fd, bytes.data(), bytes.size());
@@ -48,7 +50,7 @@ Result<CompiledLibrary> CompiledLibrary::load(std::span<const std::byte> bytes, 
   CompiledLibrary library(nullptr, fd);
   QWEN_RETURN_IF_ERROR(write_all(fd, bytes));
   (void)::fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW);  // a precaution, not a need
-  library.handle_ = dlopen(("/proc/self/fd/" + std::to_string(fd)).c_str(), RTLD_NOW | RTLD_LOCAL);
+  library.handle_ = dlopen(path_of(fd).c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library.handle_ == nullptr) {
     const char* reason = dlerror();
     return Error{ErrorCode::kUnsupported,
@@ -69,7 +71,14 @@ CompiledLibrary& CompiledLibrary::operator=(CompiledLibrary&& other) noexcept {
 }
 
 CompiledLibrary::~CompiledLibrary() {
-  if (handle_ != nullptr) dlclose(handle_);
+  if (handle_ != nullptr) {
+    dlclose(handle_);
+    // A library with unique symbols stays loaded. Its path must then never name another one.
+    if (void* resident = dlopen(path_of(fd_).c_str(), RTLD_LAZY | RTLD_NOLOAD); resident != nullptr) {
+      dlclose(resident);
+      return;
+    }
+  }
   if (fd_ >= 0) ::close(fd_);
 }
 

@@ -43,6 +43,10 @@ et::EValue Method::output(size_t index) const { return method_->get_output(index
 Error Method::failure(const char* what, et::Error code) {
   if (context_->error) return *std::exchange(context_->error, std::nullopt);
   const std::string log = std::exchange(context_->log, {});
+  if (code == et::Error::MemoryAllocationFailed) {
+    return {ErrorCode::kOutOfMemory,
+            std::string("no memory for ") + what + " the method " + name_ + "; close other programs"};
+  }
   return {ErrorCode::kCorrupt, std::string(what) + " the method " + name_ + " failed (ExecuTorch error " +
                                    std::to_string(static_cast<int>(code)) + (log.empty() ? "" : ": " + log) +
                                    "); export the checkpoint again with this version"};

@@ -103,7 +103,6 @@ Status Session::reset() {
 
 int64_t Session::position() const { return position_; }
 int64_t Session::slot() const { return slot_; }
-int64_t Session::generated_from() const { return generated_from_; }
 void Session::set_generated_from(int64_t position) { generated_from_ = position; }
 
 Result<std::span<std::byte>> Session::state(const char* name) {

@@ -24,9 +24,10 @@ class Session {
   ~Session();  // gives the slot back
 
   // Runs `tokens` (at least one) from the current position, in chunks of the program's size, and returns the
-  // token sampled after the last one. Tokens at positions >= generated_from() count as generated for the
-  // presence penalty. `chunk` > 0 asks for smaller chunks than the program's (1 runs token by token). Errors:
-  // kInvalidArgument (no tokens, an id outside the vocabulary, more than max_seq_len positions), kInternal.
+  // token sampled after the last one. Tokens at positions from set_generated_from() on count as generated for
+  // the presence penalty. `chunk` > 0 asks for smaller chunks than the program's (1 runs token by token).
+  // Errors: kInvalidArgument (no tokens, an id outside the vocabulary, more than max_seq_len positions),
+  // kInternal.
   Result<int64_t> run(std::span<const int64_t> tokens, const SamplingOptions& sampling, int64_t chunk = 0);
 
   // Whether run() copies the logits out for logits(); off at first, since a copy of [vocab_size] a step is
@@ -41,7 +42,6 @@ class Session {
   int64_t position() const;  // tokens in the state
   int64_t slot() const;
   // The position from which tokens count as generated rather than prompt.
-  int64_t generated_from() const;
   void set_generated_from(int64_t position);
 
   // This slot's bytes of the state tensor `name`, for tests and inspection. Errors: kNotFound.

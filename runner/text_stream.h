@@ -21,8 +21,8 @@ class TextStream {
   TextStream(const Tokenizer& tokenizer, const std::vector<std::string>& stop_strings,
              bool skip_special = true);
 
-  // Takes the next token and returns the text that is now safe to emit, which may be empty. Once stopped(),
-  // all is.
+  // Takes the next token and returns the text that is now safe to emit, which may be empty, and always is
+  // once stopped().
   std::string push(int64_t token);
 
   // The rest at the end: what was held back, and U+FFFD for a character that was never completed. Empty if

@@ -43,7 +43,7 @@ AOTITorchError make(const char* what, AtenTensorHandle* out, Body&& body) noexce
   }
 }
 
-// Copies a strided tensor element by element into `out`, which has the same sizes and strides of its own.
+// Copies a strided tensor element by element into `to`, which has the same sizes and strides of its own.
 void copy_strided(const Tensor& from, const Tensor& to) {
   const size_t width = qwen::element_size(from.dtype);
   const int64_t count = from.numel();
@@ -85,7 +85,6 @@ QWEN_DTYPE(int32, kInt32)
 QWEN_DTYPE(int64, kInt64)
 QWEN_DTYPE(float16, kFloat16)
 QWEN_DTYPE(float32, kFloat32)
-QWEN_DTYPE(float64, kFloat64)
 QWEN_DTYPE(bool, kBool)
 QWEN_DTYPE(bfloat16, kBFloat16)
 #undef QWEN_DTYPE
@@ -97,13 +96,8 @@ QWEN_SHIM void qwen_aoti_torch_grad_mode_set_enabled(bool) {}
 QWEN_SHIM void qwen_aoti_torch_check(bool condition, const char*, const char*, uint32_t,
                                      const char* message) {
   // The ABI has no way to return a failure here. Compiled code calls it for index bounds, which our operators
-  // and the session check before it can see them; the step is failed by delegate.cpp, which looks at the
-  // message.
+  // and the session check before it can see them; container.cpp fails the step that left a message behind.
   if (!condition) fail(message != nullptr ? message : "a check in the compiled program failed");
-}
-
-QWEN_SHIM void qwen_aoti_torch_warn(const char*, const char*, uint32_t, const char* message) {
-  std::fprintf(stderr, "warning: %s\n", message != nullptr ? message : "from the compiled program");
 }
 
 QWEN_SHIM AOTITorchError qwen_aoti_torch_delete_tensor_object(AtenTensorHandle tensor) {
@@ -141,20 +135,6 @@ QWEN_SHIM AOTITorchError qwen_aoti_torch_get_strides(AtenTensorHandle tensor, in
   return kSuccess;
 }
 
-QWEN_SHIM AOTITorchError qwen_aoti_torch_get_size(AtenTensorHandle tensor, int64_t d, int64_t* out) {
-  const Tensor& t = *Tensor::from(tensor);
-  if (d < 0 || d >= t.dim) return fail("size of a dimension that " + t.shape() + " does not have");
-  *out = t.sizes[d];
-  return kSuccess;
-}
-
-QWEN_SHIM AOTITorchError qwen_aoti_torch_get_stride(AtenTensorHandle tensor, int64_t d, int64_t* out) {
-  const Tensor& t = *Tensor::from(tensor);
-  if (d < 0 || d >= t.dim) return fail("stride of a dimension that " + t.shape() + " does not have");
-  *out = t.strides[d];
-  return kSuccess;
-}
-
 QWEN_SHIM AOTITorchError qwen_aoti_torch_get_dtype(AtenTensorHandle tensor, int32_t* out) {
   *out = static_cast<int32_t>(Tensor::from(tensor)->dtype);
   return kSuccess;
@@ -162,11 +142,6 @@ QWEN_SHIM AOTITorchError qwen_aoti_torch_get_dtype(AtenTensorHandle tensor, int3
 
 QWEN_SHIM AOTITorchError qwen_aoti_torch_get_device_type(AtenTensorHandle tensor, int32_t* out) {
   *out = Tensor::from(tensor)->device_type;
-  return kSuccess;
-}
-
-QWEN_SHIM AOTITorchError qwen_aoti_torch_get_device_index(AtenTensorHandle, int32_t* out) {
-  *out = 0;
   return kSuccess;
 }
 
@@ -229,8 +204,7 @@ QWEN_SHIM AOTITorchError qwen_aoti_torch__reinterpret_tensor(AtenTensorHandle te
   });
 }
 
-QWEN_SHIM AOTITorchError qwen_aoti_torch_clone_preserve_strides(AtenTensorHandle tensor,
-                                                                AtenTensorHandle* out) {
+QWEN_SHIM AOTITorchError qwen_aoti_torch_clone(AtenTensorHandle tensor, AtenTensorHandle* out) {
   return make("a copy", out, [&] {
     const Tensor& from = *Tensor::from(tensor);
     auto copy = Tensor::allocate(dims(from.sizes.data(), from.dim), dims(from.strides.data(), from.dim),
@@ -238,8 +212,4 @@ QWEN_SHIM AOTITorchError qwen_aoti_torch_clone_preserve_strides(AtenTensorHandle
     if (copy != nullptr) copy_strided(from, *copy);
     return copy;
   });
-}
-
-QWEN_SHIM AOTITorchError qwen_aoti_torch_clone(AtenTensorHandle tensor, AtenTensorHandle* out) {
-  return qwen_aoti_torch_clone_preserve_strides(tensor, out);
 }

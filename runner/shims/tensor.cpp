@@ -94,7 +94,6 @@ void* Arena::allocate(size_t bytes) {
     std::free(block);
     return nullptr;
   }
-  reserved_ += rounded;
   return block;
 }
 
@@ -112,7 +111,7 @@ std::unique_ptr<Tensor> Tensor::borrow(void* data, std::span<const int64_t> size
   for (int64_t i = tensor->dim - 1; i >= 0; --i) {
     tensor->sizes[i] = sizes[i];
     tensor->strides[i] = stride;
-    stride *= sizes[i];
+    if (sizes[i] < 0 || __builtin_mul_overflow(stride, sizes[i], &stride)) return nullptr;
   }
   tensor->storage =
       std::make_shared<Storage>(data, static_cast<size_t>(stride) * element_size(dtype), nullptr);

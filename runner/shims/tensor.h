@@ -52,13 +52,11 @@ class Arena {
   void* allocate(size_t bytes);
   // REQUIRES: `data` came from allocate(bytes) of this arena.
   void release(void* data, size_t bytes);
-  size_t reserved_bytes() const { return reserved_; }
 
  private:
   static constexpr size_t kClasses = 48;
   std::array<std::vector<void*>, kClasses> free_;
   std::vector<void*> blocks_;
-  size_t reserved_ = 0;
 };
 
 // While it lives, tensors made on this thread come from `arena`.
@@ -97,7 +95,8 @@ struct Tensor {
   ScalarType dtype = ScalarType::kFloat32;
   int32_t device_type = kDeviceCpu;
 
-  // A contiguous tensor over memory that must outlive it; null when `sizes` has too many dimensions.
+  // A contiguous tensor over memory that must outlive it; null when `sizes` has too many dimensions or too
+  // large a product.
   static std::unique_ptr<Tensor> borrow(void* data, std::span<const int64_t> sizes, ScalarType dtype);
   // An uninitialized tensor from this thread's arena (ArenaScope); null when there is no memory or arena.
   static std::unique_ptr<Tensor> allocate(std::span<const int64_t> sizes, std::span<const int64_t> strides,
