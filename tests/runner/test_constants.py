@@ -54,8 +54,6 @@ def test_a_second_engine_of_a_process_maps_the_same_file_pages(demo_program: Pat
 import json
 import sys
 from qwen_runner import _core
-from qwen_runner.export import export_program
-from random_checkpoints import SPECS, Spec, make_checkpoint
 engines = [_core.Engine(sys.argv[1]) for _ in range(2)]
 constants = [constant for engine in engines for constant in engine.bound_constants()]
 addresses = {address for _, _, address, _, is_state in constants if not is_state}
