@@ -1,5 +1,8 @@
 """Sessions: the same answer however a prompt is fed, whoever runs beside it, whatever was there before."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -141,3 +144,38 @@ def test_a_full_slot_takes_no_more(engine: _core.Engine) -> None:
     session.run(engine, [1] * MAX_SEQ_LEN, GREEDY)
     with pytest.raises(ValueError, match="1 tokens after 128 do not fit"):
         session.run(engine, [1], GREEDY)
+
+
+def test_one_program_after_another_is_the_other(exported: Callable[..., Path]) -> None:
+    # The dynamic loader may keep a program's library after its engine (any with unique symbols), and must not
+    # take it for the next one's.
+    script = """
+import ctypes
+import json
+import os
+import sys
+from qwen_runner import _core
+def keep_libraries():
+    paths = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+    libraries = [path for path in paths if os.path.exists(path) and "memfd:" in os.readlink(path)]
+    assert libraries
+    for path in libraries:
+        ctypes.CDLL(path, mode=os.RTLD_NOW | os.RTLD_NOLOAD | os.RTLD_NODELETE)
+options = {"temperature": 0.0, "ignore_eos": True, "max_new_tokens": 20}
+for path in sys.argv[1:]:
+    engine = _core.Engine(path)
+    answer = engine.generate([1, 2, 3, 4, 5], options, None, _core.Cancel())["tokens"]
+    keep_libraries()
+    del engine
+assert "torch" not in sys.modules  # whose libraries would hide the fault
+print(json.dumps(answer))
+"""
+
+    def last_answer(*programs: Path) -> list[int]:
+        output = subprocess.run(
+            [sys.executable, "-c", script, *programs], capture_output=True, check=True, text=True
+        )
+        return json.loads(output.stdout)
+
+    first, second = exported("smallest"), exported(NAME)
+    assert last_answer(first, second) == last_answer(second)
