@@ -46,7 +46,7 @@ def export_program(
             write_program(Path(checkpoint), Path(output), resolved, lambda stage: None)
         else:
             with Progress(STAGES, sys.stderr) as reporter:
-                write_program(Path(checkpoint), Path(output), resolved, reporter.begin)
+                write_program(Path(checkpoint), Path(output), resolved, reporter.begin, reporter.note)
                 size = sum(path.stat().st_size for path in Path(output).iterdir())
                 reporter.finish(f"{output}: {size / 1e6:.1f} MB")
     return Path(output)

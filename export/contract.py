@@ -13,6 +13,8 @@ FORMAT_VERSION = 1
 PROGRAM_FILE = "model.pte"
 WEIGHTS_FILE = "model.ptd"
 TOKENIZER_FILE = "tokenizer.json"
+# Optional, as is the template; Python's `chat` reads the special tokens' texts from it.
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 MANIFEST_FILE = "manifest.json"
 

@@ -96,9 +96,10 @@ def describe(
 def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
     """Writes `manifest` with its own digest as the last key: that of the file with zeros in its place."""
     text = json.dumps(manifest | {"manifest_sha256": _NO_DIGEST}, indent=2, ensure_ascii=False) + "\n"
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    before, _, after = text.rpartition(_NO_DIGEST)
-    path.write_bytes((before + digest + after).encode())
+    # The name of a folder, which is the program's, need not be Unicode.
+    data = text.encode(errors="replace")
+    before, _, after = data.rpartition(_NO_DIGEST.encode())
+    path.write_bytes(before + hashlib.sha256(data).hexdigest().encode() + after)
 
 
 def _quantization(config: QuantizationConfig) -> dict[str, Any]:

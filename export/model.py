@@ -64,19 +64,19 @@ class Model(nn.Module):
         slots: int,
         max_seq_len: int,
         dtype: torch.dtype,
-        on_layer: Callable[[], None] = lambda: None,
+        on_layer: Callable[[int], None] = lambda layer: None,
     ) -> None:
-        """Takes the weights out of `source` layer by layer, calling `on_layer` after each."""
+        """Takes the weights out of `source`, calling `on_layer` with the index of each layer as it begins."""
         super().__init__()
         self.eps = config.rms_norm_eps
         self.embed_tokens = source.embedding("model.embed_tokens.weight")
         self.layers = nn.ModuleList()
         for index, kind in enumerate(config.layer_types):
+            on_layer(index)
             scope = source.scope(f"model.layers.{index}.")
             self.layers.append(
                 DecoderLayer(config, kind, scope, slots=slots, max_seq_len=max_seq_len, dtype=dtype)
             )
-            on_layer()
         self.norm = source.parameter("model.norm.weight")
         self.lm_head = None if config.tie_word_embeddings else source.linear("lm_head.weight")
         self.seen = nn.Buffer(torch.zeros(slots, config.vocab_size, dtype=torch.uint8))

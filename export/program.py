@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from executorch.exir import ExecutorchProgramManager
+from qwen_runner import _core
 from qwen_runner.chat_jinja import ChatTemplate
 
 from . import contract
@@ -33,11 +34,15 @@ STAGES = (READ, CHAT, *LOWER_STAGES, WRITE)
 
 
 def write_program(
-    checkpoint_path: Path, output: Path, options: ExportOptions, begin: Callable[[str], None]
+    checkpoint_path: Path,
+    output: Path,
+    options: ExportOptions,
+    begin: Callable[[str], None],
+    note: Callable[[str], None] = lambda detail: None,
 ) -> None:
     """Exports the checkpoint into the folder `output`, replacing a program that is there.
 
-    `begin` is called with each of `STAGES` as it begins.
+    `begin` is called with each of `STAGES` as it begins, `note` with how far a long one is.
 
     Raises:
         ExportError: a checkpoint, an option or an output folder that will not do.
@@ -49,29 +54,34 @@ def write_program(
     with Checkpoint(checkpoint_path) as checkpoint:
         config = checkpoint.config
         resolved = options.resolved(config)
-        tokenizer = _read_tokenizer(checkpoint_path)
-        template = ChatTemplate.load(checkpoint_path)
+        template = _load_template(checkpoint_path)
+        texts = _read_texts(checkpoint_path, template)
         # Staged before the work, which takes minutes, so that a folder that cannot be written is found first.
         with staged_folder(output) as stage:
             begin(READ)
-            model = _read_model(checkpoint, resolved)
+            model = _read_model(checkpoint, resolved, note)
             begin(CHAT)
-            chat = _chat(template, tokenizer)
+            chat = _chat(template, texts[contract.TOKENIZER_FILE])
             with _compiler_cache(stage.scratch):
                 program = lower(
                     model, chunk=resolved.chunk, metadata=_metadata(config, resolved), on_stage=begin
                 )
             begin(WRITE)
-            files = _write_files(stage.content, program, tokenizer, template)
+            files = _write_files(stage.content, program, texts)
             manifest = describe(checkpoint_path.resolve().name, config, resolved, chat, files)
             write_manifest(stage.content / contract.MANIFEST_FILE, manifest)
 
 
-def _read_model(checkpoint: Checkpoint, options: ResolvedOptions) -> Model:
+def _read_model(checkpoint: Checkpoint, options: ResolvedOptions, note: Callable[[str], None]) -> Model:
     dtype: torch.dtype = getattr(torch, options.dtype)
-    weights = CheckpointWeights(checkpoint, options.quantization, dtype)
+    layers = len(checkpoint.config.layer_types)
     return Model(
-        checkpoint.config, weights, slots=options.slots, max_seq_len=options.max_seq_len, dtype=dtype
+        checkpoint.config,
+        CheckpointWeights(checkpoint, options.quantization, dtype),
+        slots=options.slots,
+        max_seq_len=options.max_seq_len,
+        dtype=dtype,
+        on_layer=lambda layer: note(f"layer {layer + 1} of {layers}"),
     )
 
 
@@ -86,10 +96,8 @@ def _metadata(config: ModelConfig, options: ResolvedOptions) -> dict[str, int]:
     }
 
 
-def _write_files(
-    folder: Path, program: ExecutorchProgramManager, tokenizer: bytes, template: ChatTemplate | None
-) -> dict[str, Any]:
-    """Writes all files but the manifest; their entries in it."""
+def _write_files(folder: Path, program: ExecutorchProgramManager, texts: dict[str, bytes]) -> dict[str, Any]:
+    """Writes all files but the manifest, `texts` by name among them; their entries in it."""
     files = {}
     with HashingFile(folder / contract.PROGRAM_FILE) as file:
         program.write_to_file(file)
@@ -98,9 +106,6 @@ def _write_files(
     with HashingFile(folder / contract.WEIGHTS_FILE) as file:
         cord.write_to_file(file)
     files[contract.WEIGHTS_FILE] = file.entry()
-    texts = {contract.TOKENIZER_FILE: tokenizer}
-    if template is not None:
-        texts[contract.CHAT_TEMPLATE_FILE] = template.text.encode()
     for name, text in texts.items():
         with HashingFile(folder / name) as file:
             file.write(text)
@@ -108,12 +113,30 @@ def _write_files(
     return files
 
 
-def _read_tokenizer(checkpoint: Path) -> bytes:
+def _load_template(checkpoint: Path) -> ChatTemplate | None:
+    try:
+        return ChatTemplate.load(checkpoint)
+    except ValueError as error:
+        raise ExportError(str(error)) from error
+
+
+def _read_texts(checkpoint: Path, template: ChatTemplate | None) -> dict[str, bytes]:
+    """The files, by name, that a program takes from its checkpoint; the runner can load their tokenizer."""
     path = checkpoint / contract.TOKENIZER_FILE
     if not path.is_file():
         raise ExportError(f"{path}: no such file; a fast tokenizer (tokenizers' own format) is needed")
     read_json_object(path)
-    return path.read_bytes()
+    try:
+        _core.Tokenizer(str(path))
+    except RuntimeError as error:
+        raise ExportError(str(error)) from error
+    texts = {contract.TOKENIZER_FILE: path.read_bytes()}
+    config = checkpoint / contract.TOKENIZER_CONFIG_FILE
+    if config.is_file():
+        texts[contract.TOKENIZER_CONFIG_FILE] = config.read_bytes()
+    if template is not None:
+        texts[contract.CHAT_TEMPLATE_FILE] = template.text.encode()
+    return texts
 
 
 def _chat(template: ChatTemplate | None, tokenizer: bytes) -> dict[str, Any]:

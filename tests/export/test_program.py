@@ -4,11 +4,15 @@ The model's lowering, half a minute, is replaced by a program of a few bytes; `t
 """
 
 import hashlib
+import io
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,6 +88,44 @@ def test_the_manifest_says_what_the_program_is(
     assert described["model"]["layer_types"] == ["linear_attention", "linear_attention", "full_attention"]
     assert described["chat"]["supported"] is False
     assert described["versions"]["executorch"] == "1.5.1"
+
+
+def test_the_program_takes_the_tokenizers_files_along(
+    tmp_path: Path, random_checkpoint: Checkpoints, without_lowering: None
+) -> None:
+    checkpoint = random_checkpoint("interval")
+    output = export_program(checkpoint, tmp_path / "program", quantize="none")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (output / name).read_bytes() == (checkpoint / name).read_bytes()
+
+
+def test_a_checkpoint_without_a_tokenizer_config_or_a_name_in_unicode_will_do(
+    tmp_path: Path, random_checkpoint: Checkpoints, without_lowering: None
+) -> None:
+    folder, checkpoint = tmp_path / os.fsdecode(b"caf\xe9"), tmp_path / "link"
+    shutil.copytree(random_checkpoint("interval"), folder)
+    checkpoint.symlink_to(folder)
+    (folder / "tokenizer_config.json").unlink()
+    output = export_program(checkpoint, tmp_path / "program", quantize="none")
+    assert not (output / "tokenizer_config.json").exists()
+    assert json.loads((output / "manifest.json").read_text(encoding="utf-8"))["name"] == "caf?"
+
+
+def test_a_terminal_sees_the_layers_go_by(
+    tmp_path: Path,
+    random_checkpoint: Checkpoints,
+    without_lowering: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    output = tmp_path / "program"
+    export_program(random_checkpoint("interval"), output, quantize="none", progress=True)
+    seen = re.findall(r"read the weights: layer (\d+) of (\d+)", terminal.getvalue())
+    layers = len(json.loads((output / "manifest.json").read_text())["model"]["layer_types"])
+    assert dict.fromkeys(seen) == {(str(i), str(layers)): None for i in range(1, layers + 1)}
+    assert not [thread for thread in threading.enumerate() if "_tick" in thread.name]
 
 
 def test_files_are_hashed_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

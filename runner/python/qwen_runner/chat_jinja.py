@@ -35,24 +35,17 @@ class ChatTemplate:
     def load(cls, folder: Path) -> ChatTemplate | None:
         """The template of a folder: its `chat_template.jinja`, else `tokenizer_config.json`'s; None without.
 
-        Raises ValueError, naming the file, where `tokenizer_config.json` is not a JSON object.
+        Raises ValueError, naming the file, where one of them is not what `transformers` writes.
         """
         config_file, template_file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
-        config: Any = {}
-        if config_file.is_file():
+        config = _read_config(config_file) if config_file.is_file() else {}
+        if template_file.is_file():
             try:
-                config = json.loads(config_file.read_text(encoding="utf-8"))
+                text: str | None = template_file.read_text(encoding="utf-8")
             except ValueError as error:
-                raise ValueError(f"{config_file}: not valid JSON ({error}); restore the file") from error
-            if not isinstance(config, dict):
-                raise ValueError(f"{config_file}: a JSON object was expected; restore the file")
-        text = (
-            template_file.read_text(encoding="utf-8")
-            if template_file.is_file()
-            else config.get("chat_template")
-        )
-        if isinstance(text, list):  # several named templates: transformers uses the one named "default"
-            text = {entry["name"]: entry["template"] for entry in text}.get("default")
+                raise ValueError(f"{template_file}: not UTF-8 ({error}); restore the file") from error
+        else:
+            text = _configured_template(config.get("chat_template"), config_file)
         return None if text is None else cls(text, _special_tokens(config))
 
     def render(
@@ -168,6 +161,33 @@ def jinja_environment() -> Any:
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        # JSON's escapes can spell half a character, which no text file and no tokenizer takes.
+        json.dumps(config, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: not valid JSON ({error}); restore the file") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{file}: a JSON object was expected; restore the file")
+    return config
+
+
+def _configured_template(value: Any, file: Path) -> str | None:
+    """What `chat_template` says. Of several named templates `transformers` uses the one named "default"."""
+    try:
+        text = (
+            {entry["name"]: entry["template"] for entry in value}.get("default")
+            if isinstance(value, list)
+            else value
+        )
+    except (KeyError, TypeError):
+        text = value
+    if text is None or isinstance(text, str):
+        return text
+    raise ValueError(f"{file}: chat_template must be text, or a list of names and texts; restore the file")
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
