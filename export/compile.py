@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._inductor.exc import CppCompileError, InductorError
 from torch.export import ExportedProgram
 
 from . import contract
@@ -36,11 +37,8 @@ def compile_method(name: str, program: ExportedProgram) -> CompiledMethod:
             produced: Any = torch._inductor.aot_compile(
                 module, program.example_inputs[0], options=compile_options()
             )
-    except torch._inductor.exc.CppCompileError as error:
-        reason = next(
-            (line for line in str(error).splitlines() if "error:" in line), str(error).split("\n")[0]
-        )
-        raise ExportError(f"{name}: the C++ compiler failed: {reason.strip()}") from error
+    except (InductorError, CppCompileError) as error:
+        raise _cause(name, error) from error
     libraries = [Path(item) for item in produced if isinstance(item, str) and item.endswith(".so")]
     tables = [item for item in produced if isinstance(item, dict)]
     if len(libraries) != 1 or len(tables) != 1:
@@ -71,6 +69,22 @@ def compile_options() -> dict[str, Any]:
         # of threads would be the exporting machine's.
         "cpp.threads": 1,
     }
+
+
+def _cause(method: str, error: InductorError | CppCompileError) -> Exception:
+    """What a failed compilation ends in: the system's own error (a full disk), else one line of it all."""
+    causes: list[BaseException] = [error.inner_exception if isinstance(error, InductorError) else error]
+    while not isinstance(causes[-1], OSError | CppCompileError):
+        cause = causes[-1].__cause__ or causes[-1].__context__
+        if cause is None:
+            break
+        causes.append(cause)
+    if isinstance(causes[-1], OSError):
+        return causes[-1]
+    text = causes[-1].output if isinstance(causes[-1], CppCompileError) else str(causes[0])
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["it said nothing"]
+    reason = next((line for line in lines if "error:" in line), lines[0])
+    return ExportError(f"{method}: the compiler failed: {reason}")
 
 
 def _check_symbols(method: str, library: Path) -> None:

@@ -1,12 +1,16 @@
 """The export's command line: usage, and failures that a user can act on, each one line on stderr."""
 
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from qwen_runner.export import ExportError, export_program
+import torch
+from qwen_runner.export import ExportError, export_program, program
 from qwen_runner.export.__main__ import FAILURE, USAGE, main
+from qwen_runner.export.compile import compile_method
+from torch import nn
 
 Checkpoints = Callable[[str], Path]
 
@@ -60,6 +64,42 @@ def test_what_is_wrong_with_a_checkpoint_is_named_and_nothing_is_written(
         assert status == FAILURE
         assert named in line
     assert not output.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("tokenizer_config.json", b"{"),
+        ("tokenizer_config.json", b"[]"),
+        ("tokenizer_config.json", b"\xff"),
+        ("tokenizer_config.json", b'{"chat_template": [{"x": 1}]}'),
+        ("tokenizer_config.json", b'{"chat_template": [{"name": "default", "template": 1}]}'),
+        ("tokenizer_config.json", b'{"chat_template": ["default"]}'),
+        ("tokenizer_config.json", b'{"chat_template": 5}'),
+        ("tokenizer_config.json", b'{"chat_template": "\\ud800"}'),
+        ("chat_template.jinja", b"\xff"),
+        ("tokenizer.json", b'{"added_tokens": [1]}'),
+        ("tokenizer.json", b'{"added_tokens": [{}]}'),
+        ("tokenizer.json", b'{"model": {"type": "Unigram"}}'),
+    ],
+)
+def test_a_bad_side_file_is_found_before_any_weight_is_read(
+    file: str,
+    content: bytes,
+    tmp_path: Path,
+    random_checkpoint: Checkpoints,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bad = tmp_path / "bad"
+    shutil.copytree(random_checkpoint("interval"), bad)
+    (bad / "chat_template.jinja").unlink(missing_ok=True)
+    (bad / file).write_bytes(content)
+    monkeypatch.setattr(program, "_read_model", lambda *_: pytest.fail("weights are read"))
+    status, line = error_of([str(bad), "--output", str(tmp_path / "program")], capsys)
+    assert status == FAILURE
+    assert str(bad / file) in line
+    assert [path.name for path in tmp_path.iterdir()] == ["bad"]
 
 
 def test_options_that_do_not_fit_the_model_are_failures(
@@ -121,6 +161,62 @@ def test_a_missing_compiler_is_named(
     )
     assert status == FAILURE
     assert "no-such-compiler" in line
+
+
+@pytest.fixture
+def small_lowering(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method of one operator stands for the model: its compilation is Inductor's own."""
+
+    def lower(*_: object, **__: object) -> None:
+        compile_method("prefill", torch.export.export(nn.Softmax(0), (torch.randn(16),)))
+        pytest.fail("it compiled")
+
+    monkeypatch.setattr(program, "lower", lower)
+
+
+def test_a_compiler_that_fails_is_one_line(
+    tmp_path: Path,
+    random_checkpoint: Checkpoints,
+    small_lowering: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    compiler = tmp_path / "g++"
+    compiler.write_text(
+        "#!/bin/sh\n"
+        'if [ "$1" = --version ]; then exec g++ --version; fi\n'
+        "echo In the file:\necho 'x.cpp:1: fatal error: no such header' >&2\nexit 1\n"
+    )
+    compiler.chmod(0o755)
+    arguments = [str(random_checkpoint("interval")), "--output", str(tmp_path / "program")]
+    # Inductor has read CXX by now.
+    with torch._inductor.config.patch({"cpp.cxx": (None, str(compiler))}):
+        status, line = error_of([*arguments, "--quantize", "none"], capsys)
+    assert status == FAILURE
+    assert line == "error: prefill: the compiler failed: x.cpp:1: fatal error: no such header"
+    assert [path.name for path in tmp_path.iterdir()] == ["g++"]
+
+
+def test_a_disk_that_fills_up_in_inductor_is_the_systems_error(
+    tmp_path: Path, random_checkpoint: Checkpoints, small_lowering: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No file may be longer than 500 bytes; the generated code is."""
+    lower = program.lower
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limited(*arguments: object, **options: object) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
+        try:
+            lower(*arguments, **options)  # type: ignore[arg-type]
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(program, "lower", limited)
+        arguments = [str(random_checkpoint("interval")), "--output", str(tmp_path / "program")]
+        status, line = error_of([*arguments, "--quantize", "none"], capsys)
+    assert status == FAILURE
+    assert "File too large; nothing was changed" in line
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_function_refuses_an_unknown_keyword(tmp_path: Path) -> None:
