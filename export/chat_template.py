@@ -90,6 +90,8 @@ class _Probe:
         )
         if asked_for_date:
             raise _InexpressibleError("the chat template writes the current date")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise _InexpressibleError("the chat template writes half a surrogate pair")
         return text
 
     def around(self, messages: Conversation, *sentinels: str) -> list[str]:

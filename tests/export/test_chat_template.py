@@ -154,6 +154,7 @@ LIMIT = "{% if messages | length > 6 %}{{ raise_exception('Too long.') }}{% endi
     ("text", "words"),
     [
         ("{{ strftime_now('%Y') }}" + BODY.replace("CONTENT", "m.content"), "current date"),
+        ("{{ '\\ud800' }}" + BODY.replace("CONTENT", "m.content"), "half a surrogate pair"),
         (BODY.replace("CONTENT", "m.content | upper"), "in order, once each"),
         (BODY.replace("CONTENT", "m.content[:40]"), "as no pieces can"),
         (BODY.replace("CONTENT", "m.content.lstrip()"), "as no pieces can"),
