@@ -4,61 +4,22 @@
 // program which does not fit this runner fails with a message and touches no memory. The schemas are those of
 // kernels/<operator>.
 
-#include <initializer_list>
-#include <new>
-#include <string>
-
 #include "kernels/attention/cpu.h"
 #include "kernels/gated_delta/cpu.h"
 #include "kernels/linear/cpu.h"
 #include "kernels/moe/cpu.h"
 #include "kernels/sample/cpu.h"
+#include "shims/operator_arguments.h"
 #include "shims/tensor.h"
 
 namespace qwen {
 namespace {
-
-// Why an operator refuses; caught before the ABI.
-struct Refusal {
-  std::string reason;
-};
-
-const Tensor& get(AtenTensorHandle handle) { return *Tensor::from(handle); }
-
-void require(bool condition, const char* what) {
-  if (!condition) throw Refusal{what};
-}
-
-// A dense tensor of `dim` dimensions and one of the given types.
-const Tensor& dense(AtenTensorHandle handle, int64_t dim, std::initializer_list<ScalarType> dtypes,
-                    const char* name) {
-  const Tensor& tensor = get(handle);
-  bool type_fits = false;
-  for (const ScalarType dtype : dtypes) type_fits = type_fits || tensor.dtype == dtype;
-  if (tensor.dim != dim || !type_fits || !tensor.is_contiguous()) {
-    throw Refusal{std::string("unexpected ") + name + " of shape " + tensor.shape()};
-  }
-  return tensor;
-}
-
-constexpr std::initializer_list<ScalarType> kFloating = {ScalarType::kFloat32, ScalarType::kBFloat16};
-constexpr std::initializer_list<ScalarType> kFloat = {ScalarType::kFloat32};
-constexpr std::initializer_list<ScalarType> kBFloat = {ScalarType::kBFloat16};
-constexpr std::initializer_list<ScalarType> kIndex = {ScalarType::kInt64};
-constexpr std::initializer_list<ScalarType> kByte = {ScalarType::kUInt8};
-constexpr std::initializer_list<ScalarType> kSignedByte = {ScalarType::kInt8};
 
 cpu::DType dtype_of(const Tensor& tensor) {
   return tensor.dtype == ScalarType::kFloat32 ? cpu::DType::kFloat32 : cpu::DType::kBFloat16;
 }
 
 cpu::Array array(const Tensor& tensor) { return {tensor.data(), dtype_of(tensor)}; }
-
-std::unique_ptr<Tensor> allocate(std::initializer_list<int64_t> sizes, ScalarType dtype) {
-  auto tensor = Tensor::allocate(std::span<const int64_t>(sizes.begin(), sizes.size()), dtype);
-  if (tensor == nullptr) throw Refusal{"out of memory"};
-  return tensor;
-}
 
 void check(int code) {
   switch (code) {
@@ -71,20 +32,6 @@ void check(int code) {
     default:
       throw Refusal{"shapes that do not fit each other"};
   }
-}
-
-// Runs an operator's body; its failure becomes a message and a code.
-template <typename Body>
-AOTITorchError guarded(const char* op, Body&& body) noexcept {
-  try {
-    body();
-    return 0;
-  } catch (const Refusal& refusal) {
-    set_shim_error(std::string("qwen::") + op + ": " + refusal.reason);
-  } catch (const std::bad_alloc&) {
-    set_shim_error("out of memory");
-  }
-  return 1;
 }
 
 // x [T, K] for a weight of `columns` in-features.
@@ -109,15 +56,6 @@ cpu::MoeShape moe_shape(const Tensor& x, const Tensor& ids, const Tensor& gate_u
           .experts = gate_up.sizes[0],
           .intermediate = gate_up.sizes[1] / 2,
           .top_k = ids.sizes[1]};
-}
-
-// One value a session.
-template <typename T>
-const T* per_session(AtenTensorHandle handle, std::initializer_list<ScalarType> dtypes, int64_t sessions,
-                     const char* name) {
-  const Tensor& tensor = dense(handle, 1, dtypes, name);
-  require(tensor.sizes[0] == sessions, name);
-  return tensor.as<T>();
 }
 
 }  // namespace

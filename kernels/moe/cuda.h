@@ -1,0 +1,68 @@
+// The router and the experts on the GPU, routed and shared. Conventions: cuda/types.h; the arithmetic:
+// reference.py and export/moe.py.
+//
+// D hidden size, E experts, A experts a token, I intermediate size of a routed expert, Is of the shared one.
+#pragma once
+
+#include "kernels/cuda/types.h"
+
+namespace qwen::cuda {
+
+struct MoeShape {
+  int hidden;               // D
+  int experts;              // E, at most 1024
+  int top_k;                // A, at most 32
+  int intermediate;         // I
+  int shared_intermediate;  // Is
+};
+
+// Decode, 1: normed = norm(x), the A best experts of each row and their weights, and the shared expert's
+// gate.
+//   x [B, D]; router [E, D]; shared_gate [1, D]; normed [B, D]; ids i32 [B, A]; weights [B, A + 1], the last
+//   sigmoid(x shared_gate^T). Logits and weights are rounded to bfloat16 as reference.router does; of equal
+//   logits the lowest expert comes first. scratch: router_decode_scratch(shape, rows) bytes.
+cudaError_t router_decode(const bf16* x, RmsNorm norm, const bf16* router, const bf16* shared_gate,
+                          bf16* normed, int32_t* ids, float* weights, void* scratch, uint32_t* counters,
+                          MoeShape shape, int rows, cudaStream_t stream);
+size_t router_decode_scratch(MoeShape shape, int rows);
+
+// Decode, 2: act = silu(gate) * up of the chosen experts and of the shared one.
+//   gate_up: E of N = 2 I, K = D; shared_gate_up: N = 2 Is; act [B, A I + Is], choice by choice, the shared
+//   one last.
+cudaError_t moe_gate_up_decode(const bf16* normed, const int32_t* ids, Int4Experts gate_up,
+                               Int4Matrix shared_gate_up, bf16* act, MoeShape shape, int rows,
+                               cudaStream_t stream);
+
+// Decode, 3: y = residual + sum over choices of weight * act down^T, the shared expert included.
+//   down: E of N = D, K = I; shared_down: K = Is; residual, y [B, D] (may be the same).
+cudaError_t moe_down_decode(const bf16* act, const int32_t* ids, const float* weights, Int4Experts down,
+                            Int4Matrix shared_down, const bf16* residual, bf16* y, MoeShape shape, int rows,
+                            cudaStream_t stream);
+
+// Prefill, 1: from the logits [T, E] (float32, rounded to bfloat16) to ids i32 [T, A] and weights [T, A].
+cudaError_t router_prefill(const float* logits, int32_t* ids, float* weights, MoeShape shape, int64_t tokens,
+                           cudaStream_t stream);
+
+// Prefill, 2: sorts the T A choices by expert. Shapes depend on T and the shape alone.
+//   order i32 [T A]: choice indices (token * A + choice), grouped by expert, ascending within one; offsets
+//   i32 [E + 1]: where each expert's begin. scratch: moe_sort_scratch bytes.
+cudaError_t moe_sort(const int32_t* ids, int32_t* order, int32_t* offsets, void* scratch, MoeShape shape,
+                     int64_t tokens, cudaStream_t stream);
+size_t moe_sort_scratch(MoeShape shape, int64_t tokens);
+
+// Prefill, 3: act [T A, I], in sorted order: silu(gate) * up of x[order / A]. x [T, D].
+cudaError_t moe_gate_up_prefill(const bf16* x, const int32_t* order, const int32_t* offsets,
+                                Int4Experts gate_up, bf16* act, MoeShape shape, int64_t tokens,
+                                cudaStream_t stream);
+
+// Prefill, 4: choices [T A, D] = act down^T, each row at its choice index (unsorted again).
+cudaError_t moe_down_prefill(const bf16* act, const int32_t* order, const int32_t* offsets, Int4Experts down,
+                             bf16* choices, MoeShape shape, int64_t tokens, cudaStream_t stream);
+
+// Prefill, 5: y = residual + sum of weights * choices + sigmoid(shared_logit) * shared.
+//   weights [T, A]; choices [T A, D]; shared [T, D]; shared_logit [T]; residual, y [T, D] (may be the same).
+cudaError_t moe_combine(const float* weights, const bf16* choices, const bf16* shared,
+                        const float* shared_logit, const bf16* residual, bf16* y, MoeShape shape,
+                        int64_t tokens, cudaStream_t stream);
+
+}  // namespace qwen::cuda
