@@ -1,0 +1,130 @@
+#include "kernels/cuda/primitives.cuh"
+#include "kernels/norm/cuda.h"
+
+namespace qwen::cuda {
+namespace {
+
+constexpr int kWarps = 4;
+constexpr int kThreads = 32 * kWarps;
+// A lane keeps the vectors of rows of up to 2048 elements in registers, all loads in flight at once; of
+// longer rows it reads the rest twice.
+constexpr int kHeld = 8;
+
+__device__ float sum_of_squares(uint4 v) {
+  const uint32_t words[4] = {v.x, v.y, v.z, v.w};
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float low = low_bf16(words[i]), high = high_bf16(words[i]);
+    sum += low * low + high * high;
+  }
+  return sum;
+}
+
+__device__ uint4 normed(uint4 v, uint4 weight, float scale) {
+  const uint32_t words[4] = {v.x, v.y, v.z, v.w}, weights[4] = {weight.x, weight.y, weight.z, weight.w};
+  uint32_t out[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    out[i] = pack_bf16(low_bf16(words[i]) * scale * (1.0F + low_bf16(weights[i])),
+                       high_bf16(words[i]) * scale * (1.0F + high_bf16(weights[i])));
+  }
+  return {out[0], out[1], out[2], out[3]};
+}
+
+// A warp a row. x and y may be the same.
+__global__ void __launch_bounds__(kThreads)
+    norm_rows(const uint4* x, const uint4* weight, float eps, uint4* y, int64_t tokens, int d) {
+  let_next_kernel_start();
+  wait_for_previous_kernel();
+  const int64_t row = blockIdx.x * int64_t{kWarps} + threadIdx.x / 32;
+  if (row >= tokens) return;
+  const int vectors = d / 8, lane = threadIdx.x % 32;
+  x += row * vectors;
+  y += row * vectors;
+  uint4 held[kHeld];
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) {
+    const int v = lane + 32 * i;
+    held[i] = v < vectors ? x[v] : uint4{0, 0, 0, 0};
+  }
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) sum += sum_of_squares(held[i]);
+  for (int v = lane + 32 * kHeld; v < vectors; v += 32) sum += sum_of_squares(x[v]);
+  const float scale = rsqrtf(warp_sum(sum) / static_cast<float>(d) + eps);
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) {
+    const int v = lane + 32 * i;
+    if (v < vectors) y[v] = normed(held[i], __ldg(weight + v), scale);
+  }
+  for (int v = lane + 32 * kHeld; v < vectors; v += 32) y[v] = normed(x[v], __ldg(weight + v), scale);
+}
+
+__device__ float rounded(float v) { return __bfloat162float(__float2bfloat16(v)); }
+
+__device__ float gated(float value, float scale, float weight, float gate) {
+  const float weighted = rounded(weight * rounded(value * scale));
+  return weighted * (gate / (1.0F + __expf(-gate)));
+}
+
+// `width` lanes a head, a power of two up to 32, four elements a lane at a time.
+__global__ void __launch_bounds__(kThreads)
+    norm_heads(const float* x, const bf16* gate, int64_t gate_stride, const bf16* weight, float eps, bf16* y,
+               int64_t tokens, int heads, int dim, int width) {
+  let_next_kernel_start();
+  wait_for_previous_kernel();
+  const int64_t head = (blockIdx.x * int64_t{kThreads} + threadIdx.x) / width;
+  const int lane = threadIdx.x % width;
+  const bool exists = head < tokens * heads;  // the shuffles below need whole warps
+  if (exists) {
+    x += head * dim;
+    y += head * dim;
+    gate += head / heads * gate_stride + head % heads * dim;
+  }
+  const int end = exists ? dim : 0;
+  const auto load = [&](int i) {
+    const float4 v = *reinterpret_cast<const float4*>(x + i);
+    return float4{rounded(v.x), rounded(v.y), rounded(v.z), rounded(v.w)};
+  };
+  float sum = 0;
+  for (int i = 4 * lane; i < end; i += 4 * width) {
+    const float4 v = load(i);
+    sum += (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w);
+  }
+  const float scale = rsqrtf(warp_sum(sum, width) / static_cast<float>(dim) + eps);
+  for (int i = 4 * lane; i < end; i += 4 * width) {
+    const float4 v = load(i);
+    const uint2 w = __ldg(reinterpret_cast<const uint2*>(weight + i));
+    const uint2 g = *reinterpret_cast<const uint2*>(gate + i);
+    *reinterpret_cast<uint2*>(y + i) = {pack_bf16(gated(v.x, scale, low_bf16(w.x), low_bf16(g.x)),
+                                                  gated(v.y, scale, high_bf16(w.x), high_bf16(g.x))),
+                                        pack_bf16(gated(v.z, scale, low_bf16(w.y), low_bf16(g.y)),
+                                                  gated(v.w, scale, high_bf16(w.y), high_bf16(g.y)))};
+  }
+}
+
+unsigned blocks_for(int64_t count, int64_t per_block) {
+  return static_cast<unsigned>((count + per_block - 1) / per_block);
+}
+
+}  // namespace
+
+cudaError_t rms_norm(const bf16* x, RmsNorm norm, bf16* y, int64_t tokens, int d, cudaStream_t stream) {
+  if (norm.weight == nullptr || tokens <= 0 || d <= 0 || d % 8 != 0) return cudaErrorInvalidValue;
+  return launch(&norm_rows, {dim3(blocks_for(tokens, kWarps)), dim3(kThreads)}, stream,
+                reinterpret_cast<const uint4*>(x), reinterpret_cast<const uint4*>(norm.weight), norm.eps,
+                reinterpret_cast<uint4*>(y), tokens, d);
+}
+
+cudaError_t gated_rms_norm(const float* x, const bf16* gate, int64_t gate_stride, const bf16* weight,
+                           float eps, bf16* y, int64_t tokens, int heads, int dim, cudaStream_t stream) {
+  if (tokens <= 0 || heads <= 0 || dim <= 0 || dim % 4 != 0 || gate_stride % 4 != 0)
+    return cudaErrorInvalidValue;
+  int width = 32;
+  while (width > 1 && 4 * (width / 2) >= dim) width /= 2;
+  return launch(&norm_heads, {dim3(blocks_for(tokens * heads, kThreads / width)), dim3(kThreads)}, stream, x,
+                gate, gate_stride, weight, eps, y, tokens, heads, dim, width);
+}
+
+}  // namespace qwen::cuda

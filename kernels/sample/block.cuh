@@ -1,0 +1,68 @@
+// What a block of kThreads threads does together: scans, reductions, and being the last of its launch. Every
+// function is called by all threads of the block.
+#pragma once
+
+#include "kernels/cuda/primitives.cuh"
+
+namespace qwen::cuda::sampling {
+
+inline constexpr int kThreads = 512;
+inline constexpr int kWarps = kThreads / 32;
+
+// The sum of the values of this thread and those before it.
+template <typename T>
+__device__ T inclusive_scan(T value) {
+  __shared__ T warps[kWarps];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const T before = __shfl_up_sync(~0U, value, offset);
+    if (lane >= offset) value += before;
+  }
+  if (lane == 31) warps[warp] = value;
+  __syncthreads();
+  for (int w = 0; w < warp; ++w) value += warps[w];
+  __syncthreads();
+  return value;
+}
+
+// The largest value, in every thread.
+template <typename T>
+__device__ T block_max(T value) {
+  __shared__ T warps[kWarps];
+  const auto larger = [](T a, T b) { return a < b ? b : a; };
+  for (int offset = 16; offset > 0; offset /= 2) value = larger(value, __shfl_xor_sync(~0U, value, offset));
+  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = value;
+  __syncthreads();
+  for (int w = 0; w < kWarps; ++w) value = larger(value, warps[w]);
+  __syncthreads();
+  return value;
+}
+
+template <typename T>
+__device__ T block_sum(T value) {
+  __shared__ T warps[kWarps];
+  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(~0U, value, offset);
+  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = value;
+  __syncthreads();
+  value = 0;
+  for (int w = 0; w < kWarps; ++w) value += warps[w];
+  __syncthreads();
+  return value;
+}
+
+// Whether this block is the last of `blocks` to get here; it then sees what the others wrote before.
+// `counter` is zero before the first and after the last.
+__device__ inline bool is_last_block(uint32_t* counter, uint32_t blocks) {
+  __shared__ bool last;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    last = atomicAdd(counter, 1U) == blocks - 1;
+    if (last) *counter = 0;
+  }
+  __syncthreads();
+  __threadfence();
+  return last;
+}
+
+}  // namespace qwen::cuda::sampling

@@ -1,0 +1,3 @@
+""
+    "Stable sort along one dimension, on the GPU: for compiled graphs that sort."
+    ""
