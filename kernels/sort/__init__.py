@@ -1,3 +1,1 @@
-""
-    "Stable sort along one dimension, on the GPU: for compiled graphs that sort."
-    ""
+"""Stable sort along one dimension, on the GPU: for compiled graphs that sort."""

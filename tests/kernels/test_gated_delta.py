@@ -24,8 +24,9 @@ def test_reference_matches_hugging_face(generator: torch.Generator, rows: int) -
     mixed = modeling.causal_conv1d_update(mixed.T[None], convolution, conv_weight, None, "silu")[0].T
     q, k, v = mixed.split([48, 48, 96], dim=-1)
     expected, state = modeling.torch_recurrent_gated_delta_rule(
-        q.reshape(1, rows, 2, 24),
-        k.reshape(1, rows, 2, 24),
+        # One query and key head a value head: what every version takes.
+        q.reshape(1, rows, 2, 24).repeat_interleave(3, dim=2),
+        k.reshape(1, rows, 2, 24).repeat_interleave(3, dim=2),
         v.reshape(1, rows, 6, 16),
         g=(-a_log.exp() * torch.nn.functional.softplus(a + dt_bias))[None],
         beta=b.sigmoid()[None],
