@@ -1,0 +1,74 @@
+// The routed experts of prefill: every expert's product with the rows that chose it.
+//
+// The grid holds the most tiles that any routing can need; a block finds its expert in `offsets` and leaves
+// where there is none. Blocks of one expert follow each other: its weights and its rows are read from memory
+// once.
+#include <algorithm>
+
+#include "kernels/linear/gemm.cuh"
+#include "kernels/moe/cuda.h"
+
+namespace qwen::cuda {
+
+namespace {
+
+using gemm::Output;
+using gemm::Rows;
+
+template <int kRowTiles, int kTokens, Output kOutput, Rows kRows>
+cudaError_t multiply_experts(const gemm::Arguments& arguments, int64_t choices, int tiles_per_block,
+                             cudaStream_t stream) {
+  const int64_t most = choices / kTokens + std::min<int64_t>(arguments.experts, choices);
+  return gemm::launch_multiply<kRowTiles, kTokens, kOutput, kRows>(arguments, static_cast<int>(most),
+                                                                   tiles_per_block, stream);
+}
+
+// A token tile as wide as an expert's expected rows: a wider one multiplies with padding, a narrower one
+// dequantizes a weight more often.
+template <Output kOutput, Rows kRows>
+cudaError_t experts(gemm::Arguments arguments, const MoeShape& shape, int64_t tokens, int tiles_per_block,
+                    cudaStream_t stream) {
+  const int64_t choices = tokens * shape.top_k;
+  if (choices == 0) return cudaSuccess;
+  if (choices * arguments.w.k >= int64_t{1} << 31)
+    return cudaErrorInvalidValue;  // 32-bit offsets in the kernel
+  arguments.experts = shape.experts;
+  arguments.top_k = shape.top_k;
+  const int64_t expected = choices / shape.experts;
+  if (expected > 160)
+    return multiply_experts<1, 128, kOutput, kRows>(arguments, choices, tiles_per_block, stream);
+  if (expected > 24)
+    return multiply_experts<2, 64, kOutput, kRows>(arguments, choices, tiles_per_block, stream);
+  if (expected > 10)
+    return multiply_experts<1, 32, kOutput, kRows>(arguments, choices, tiles_per_block, stream);
+  return multiply_experts<1, 16, kOutput, kRows>(arguments, choices, tiles_per_block, stream);
+}
+
+}  // namespace
+
+cudaError_t moe_gate_up_prefill(const bf16* x, const int32_t* order, const int32_t* offsets,
+                                Int4Experts gate_up, bf16* act, MoeShape shape, int64_t tokens,
+                                cudaStream_t stream) {
+  gemm::Arguments arguments = {};
+  arguments.x = x;
+  arguments.w = gate_up;
+  arguments.y = act;
+  arguments.order = order;
+  arguments.offsets = offsets;
+  return experts<Output::kSwiglu, Rows::kGathered>(arguments, shape, tokens, 1, stream);
+}
+
+cudaError_t moe_down_prefill(const bf16* act, const int32_t* order, const int32_t* offsets, Int4Experts down,
+                             bf16* choices, MoeShape shape, int64_t tokens, cudaStream_t stream) {
+  gemm::Arguments arguments = {};
+  arguments.x = act;
+  arguments.w = down;
+  arguments.y = choices;
+  arguments.order = order;
+  arguments.offsets = offsets;
+  // Few steps a tile: a block makes two, so that finding the expert and filling the stages pay.
+  const int tiles_per_block = down.k <= 1024 ? 2 : 1;
+  return experts<Output::kPlain, Rows::kScattered>(arguments, shape, tokens, tiles_per_block, stream);
+}
+
+}  // namespace qwen::cuda
