@@ -22,7 +22,14 @@ struct LaunchShape {
   size_t shared_bytes = 0;  // dynamic
 };
 
-#ifndef QWEN_CUDA_EMULATION
+#ifdef QWEN_CUDA_EMULATION
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t stream,
+                   Arguments... arguments) {
+  return emulated::run(shape.grid, shape.block, shape.shared_bytes, stream,
+                       [=] { kernel(static_cast<Parameters>(arguments)...); });
+}
+#else
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t stream,
                    Arguments... arguments) {

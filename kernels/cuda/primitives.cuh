@@ -9,7 +9,9 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/types.h"
 
-#ifndef QWEN_CUDA_EMULATION
+#ifdef QWEN_CUDA_EMULATION
+#include "kernels/cuda/emulated_primitives.h"
+#else
 
 // The block's dynamic shared memory, as bytes called `name`.
 #define QWEN_DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]

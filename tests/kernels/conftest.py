@@ -6,6 +6,7 @@ import pytest
 import qwen_runner.kernels  # noqa: F401 - registers the operators
 import torch
 from kernel_checks import Kernel
+from qwen_runner.kernels.cuda_native import Gpu
 
 
 @pytest.fixture
@@ -30,3 +31,14 @@ def set_threads(kernel: Kernel) -> Iterator[Callable[[int], None]]:
     before = _kernels.max_threads()
     yield _kernels.set_max_threads
     _kernels.set_max_threads(before)
+
+
+@pytest.fixture(params=["emulated", "cuda"])
+def gpu(request: pytest.FixtureRequest) -> Gpu:
+    """The CUDA launchers, emulated on the CPU and, where there is one, on a GPU."""
+    try:
+        return Gpu(emulated=request.param == "emulated")
+    except ModuleNotFoundError as error:
+        pytest.skip(f"{error} (QWEN_BUILD_TESTS, CUDA)")
+    except RuntimeError as error:
+        pytest.skip(str(error))
