@@ -109,9 +109,11 @@ def inputs(
 def expected(heads: Heads, given: Inputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(core f32 [T, Z], conv_state, recurrent_state) of the reference in float32; keeps `given`."""
     conv_state, recurrent_state = given.conv_state.float(), given.recurrent_state.clone()
+    a, b = given.gates.chunk(2, dim=1)
     core = reference.gated_delta(
         given.qkvz[:, : heads.channels].float(),
-        *given.gates.chunk(2, dim=1),
+        a,
+        b,
         given.conv_weight,
         given.a_log,
         given.dt_bias,

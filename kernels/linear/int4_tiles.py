@@ -1,9 +1,9 @@
 """Int4 matrices in the tiles that the CUDA kernels read (`Int4Matrix` in cuda/types.h), packed and unpacked.
 
-N out-features, K in-features (a multiple of 32), G group size, N16 = ceil(N / 16) tile rows, K64 = ceil(K / 64)
-tile columns. A row is n = 16 t + 8 u + r, a column k = 64 j + 32 w + 16 s + 8 h + 2 q + o; a tile's byte is indexed
-by [r, q, u, w, o, s] and holds h = 0 in its low half, h = 1 in its high half. Leading dimensions (experts) pass
-through. Everything runs on the device of its argument.
+N out-features, K in-features (a multiple of 32), G group size, N16 = ceil(N / 16) tile rows and K64 =
+ceil(K / 64) tile columns. A row is n = 16 t + 8 u + r, a column k = 64 j + 32 w + 16 s + 8 h + 2 q + o; a
+tile's byte is indexed by [r, q, u, w, o, s] and holds h = 0 in its low half, h = 1 in its high half. Leading
+dimensions (experts) pass through. Everything runs on the device of its argument.
 """
 
 import torch
@@ -66,7 +66,7 @@ def _convert(rows: Tensor, tiles: Tensor) -> None:
 
 
 def _pair_halves(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Bytes of the codes of columns (k, k + 1), and of (k + 8, k + 9) -> bytes of (k, k + 8), of (k + 1, k + 9).
+    """Bytes of the columns (k, k + 1), and of (k + 8, k + 9) -> bytes of (k, k + 8), and of (k + 1, k + 9).
 
     The rows' nibbles are code + 8, the tiles' two's complement: they differ in the top bit.
     """

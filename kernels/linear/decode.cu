@@ -1,0 +1,48 @@
+// Int4 products of a decode step: a layer's projections and the head.
+#include "kernels/linear/cuda.h"
+#include "kernels/linear/decode_kernel.cuh"
+
+namespace qwen::cuda {
+namespace {
+
+struct LinearOutput {
+  const bf16* residual;  // [B, N] or null
+  bf16* y;               // [B, N]
+  int n;
+
+  static constexpr bool kExtra = false;
+  using Prepared = float;
+
+  __device__ float prepare(int row, int out) const {
+    return residual == nullptr ? 0.0F : __bfloat162float(residual[static_cast<int64_t>(row) * n + out]);
+  }
+  __device__ void store(int row, int out, float sum, float before) const {
+    y[static_cast<int64_t>(row) * n + out] = __float2bfloat16(before + sum);
+  }
+};
+
+struct HeadOutput {
+  float* y;  // [B, N]
+  int n;
+
+  static constexpr bool kExtra = false;
+  struct Prepared {};
+
+  __device__ Prepared prepare(int /*row*/, int /*out*/) const { return {}; }
+  __device__ void store(int row, int out, float sum, Prepared /*prepared*/) const {
+    y[static_cast<int64_t>(row) * n + out] = __bfloat162float(__float2bfloat16(sum));
+  }
+};
+
+}  // namespace
+
+cudaError_t int4_linear_decode(const bf16* x, RmsNorm norm, Int4Matrix w, const bf16* residual, bf16* y,
+                               int rows, cudaStream_t stream) {
+  return launch_decode(kLinearDecode, NormedInput{x, norm}, w, LinearOutput{residual, y, w.n}, rows, stream);
+}
+
+cudaError_t int4_head(const bf16* x, RmsNorm norm, Int4Matrix w, float* y, int rows, cudaStream_t stream) {
+  return launch_decode(kHead, NormedInput{x, norm}, w, HeadOutput{y, w.n}, rows, stream);
+}
+
+}  // namespace qwen::cuda
