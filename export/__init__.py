@@ -18,37 +18,50 @@ __all__ = ["ExportError", "ExportOptions", "export_program"]
 
 
 def export_program(
-    checkpoint: str | Path, output: str | Path, *, progress: bool = False, **options: Any
+    checkpoint: str | Path | None,
+    output: str | Path,
+    *,
+    random: str | None = None,
+    tokenizer: str | Path | None = None,
+    progress: bool = False,
+    **options: Any,
 ) -> Path:
     """Exports the checkpoint folder `checkpoint` into the program folder `output`, and returns `output`.
 
     Args:
-        checkpoint: a Hugging Face folder: config.json, safetensors, tokenizer.json.
+        checkpoint: a Hugging Face folder: config.json, safetensors, tokenizer.json. Or a program's folder:
+            its packed weights are taken as they are, and its options hold where no others are given.
         output: replaced at once when all is written, if it is a program or an empty folder.
+        random: with no checkpoint (None), a known model ("qwen3.5-35b-a3b") that gets random weights.
+        tokenizer: with random, the folder of tokenizer.json; by default a token is a byte.
         progress: report stages on stderr.
         options: the fields of `ExportOptions`.
 
     Raises:
-        ExportError: a checkpoint, an option or an output folder that will not do, in one line.
+        ExportError: a source, an option or an output folder that will not do, or too small a machine, in one
+            line.
         OSError: `output` cannot be written; what was there before still is.
     """
     known = [option.name for option in fields(ExportOptions)]
     for name in options:
         if name not in known:
             raise ExportError(f"{name}: no such option; there are {', '.join(known)}")
-    resolved = ExportOptions(**options)
+    ExportOptions(**options)
     with _quiet():
         # Imported late: torch's exporter and ExecuTorch take seconds, and a wrong option should not.
         from .program import STAGES, write_program
         from .progress import Progress
+        from .sources import open_source
 
-        if not progress:
-            write_program(Path(checkpoint), Path(output), resolved, lambda stage: None)
-        else:
-            with Progress(STAGES, sys.stderr) as reporter:
-                write_program(Path(checkpoint), Path(output), resolved, reporter.begin, reporter.note)
-                size = sum(path.stat().st_size for path in Path(output).iterdir())
-                reporter.finish(f"{output}: {size / 1e6:.1f} MB")
+        folders = [None if path is None else Path(path) for path in (checkpoint, tokenizer)]
+        with open_source(folders[0], random, folders[1], options) as source:
+            if not progress:
+                write_program(source, Path(output), lambda stage: None)
+            else:
+                with Progress(STAGES, sys.stderr) as reporter:
+                    write_program(source, Path(output), reporter.begin, reporter.note)
+                    size = sum(path.stat().st_size for path in Path(output).iterdir())
+                    reporter.finish(f"{output}: {size / 1e6:.1f} MB")
     return Path(output)
 
 

@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from . import ExportError, ExportOptions, export_program
+from .options import NO_SOURCE
 
 FAILURE, USAGE = 1, 2
 
@@ -19,14 +20,29 @@ class _Parser(argparse.ArgumentParser):
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Flags are the fields of `ExportOptions`; hyphens and underscores are both accepted."""
+    """Flags are the fields of `ExportOptions`; hyphens and underscores are both accepted.
+
+    A flag that is not given gives no attribute: another program's options may take its place.
+    """
     parser = _Parser(
         prog="python -m qwen_runner.export",
         description="Exports a Hugging Face Qwen3.5-MoE checkpoint into a program for qwen_runner.",
         allow_abbrev=False,
     )
     parser.add_argument(
-        "checkpoint", type=Path, help="folder with config.json, safetensors and tokenizer.json"
+        "checkpoint",
+        type=Path,
+        nargs="?",
+        help="folder with config.json, safetensors and tokenizer.json; or a program's, to compile it anew",
+    )
+    parser.add_argument(
+        "--random", metavar="NAME", help="random weights in the shape of a known model: qwen3.5-35b-a3b"
+    )
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="DIR",
+        help="folder of tokenizer.json (--random); default: a token a byte",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the program")
     for option in fields(ExportOptions):
@@ -38,7 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
             *names,
             dest=option.name,
             type=str if choices and isinstance(choices[0], str) else int,
-            default=option.default,
+            default=argparse.SUPPRESS,
             metavar="|".join(map(str, choices)) if choices else "N",
             help=option.metadata["help"] + default,
         )
@@ -47,15 +63,18 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs an export; the exit status: 0, 1 (failure) or 2 (usage), with one line on stderr."""
-    values = vars(make_parser().parse_args(arguments))
-    checkpoint, output = values.pop("checkpoint"), values.pop("output")
+    options = vars(make_parser().parse_args(arguments))
+    source = {name: options.pop(name) for name in ("checkpoint", "output", "random", "tokenizer")}
+    output = source["output"]
     try:
-        ExportOptions(**values)
+        if (source["checkpoint"] is None) == (source["random"] is None):
+            raise ExportError(NO_SOURCE)
+        ExportOptions(**options)
     except ExportError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
     try:
-        export_program(checkpoint, output, progress=True, **values)
+        export_program(**source, progress=True, **options)
     except ExportError as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:

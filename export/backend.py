@@ -37,7 +37,7 @@ def _method(tokens: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 class Shell(nn.Module):
-    """A method's inputs and outputs (see `Model.forward`), and nothing between them."""
+    """A method's inputs and outputs (see `LanguageModel.forward`), and nothing between them."""
 
     def __init__(self, vocab_size: int) -> None:
         super().__init__()
@@ -63,8 +63,8 @@ def delegating(methods: dict[str, CompiledMethod]) -> Iterator[None]:
 class QwenAotiBackend(BackendDetails):
     """Found by ExecuTorch by its name, `contract.BACKEND_ID`.
 
-    A library goes into the .pte, keyed by its digest; the weights go into the .ptd, keyed by their fully
-    qualified names, once for all methods; state goes nowhere: the runner allocates it.
+    A library goes into the .pte, keyed by its digest. Of weights it holds the names alone: `ptd.py` writes
+    them beside it. State goes nowhere: the runner allocates it.
     """
 
     @staticmethod
@@ -75,17 +75,10 @@ class QwenAotiBackend(BackendDetails):
         store = NamedDataStore()
         library_key = f"library-{hashlib.sha256(method.library).hexdigest()}"
         store.add_named_data(library_key, method.library, contract.WEIGHT_ALIGNMENT)
-        # ExecuTorch merges what the methods store: a weight handed over once is copied once.
-        if name == next(iter(methods)):
-            weights = {key: value for other in methods.values() for key, value in other.weights.items()}
-            for key in sorted(weights):
-                store.add_named_data(
-                    key, weights[key], contract.WEIGHT_ALIGNMENT, external_tag=contract.WEIGHTS_TAG
-                )
         description = {
             "method": name,
             "library": library_key,
-            "weights": sorted(method.weights),
+            "weights": method.weights,
             "state": [
                 {"name": key, "dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
                 for key, value in sorted(method.state.items())

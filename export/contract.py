@@ -18,8 +18,9 @@ TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 MANIFEST_FILE = "manifest.json"
 
-# The name of the external data that the delegate's weights are tagged with: `<tag>.ptd`.
-WEIGHTS_TAG = "model"
+# How a cuda program's int4 weights lie in memory: `Int4Matrix` of kernels/cuda/types.h, and its version.
+INT4_TILES = "tiles-16x64-1"
+
 # Bytes; a cache line, and the widest vector load.
 WEIGHT_ALIGNMENT = 64
 
@@ -43,19 +44,24 @@ ROW_INPUTS = {
     "generated_from": torch.int64,
 }
 
-# The operators that a program calls, by their name in `torch.ops.qwen`.
-OPERATORS = (
-    "attention",
-    "float_linear",
-    "float_moe",
-    "gated_delta",
-    "int4_linear",
-    "int4_moe",
-    "int8_embedding",
-    "int8_linear",
-    "router",
-    "sample",
-)
+CPU, CUDA = "cpu", "cuda"
+
+# The operators that a program of each target calls, by their name in `torch.ops.qwen`.
+OPERATORS = {
+    CPU: (
+        "attention",
+        "float_linear",
+        "float_moe",
+        "gated_delta",
+        "int4_linear",
+        "int4_moe",
+        "int8_embedding",
+        "int8_linear",
+        "router",
+        "sample",
+    ),
+    CUDA: ("attention_block", "deltanet_block", "embedding_block", "head_block", "moe_block", "sample"),
+}
 
 _BASE_SYMBOLS = """
     check clone create_tensor_from_blob create_tensor_from_blob_v2 delete_tensor_object empty_strided
@@ -66,36 +72,45 @@ _BASE_SYMBOLS = """
 """
 
 
+# What Inductor begins the name of an operator's C function with. It compiles a cuda program for the cpu, too:
+# the code only hands on tensors, which are on the GPU.
+_OPERATOR_PREFIX = "aoti_torch_cpu_"
+
+
 def shim_symbol(operator: str) -> str:
-    """The C function behind the operator `qwen::<operator>` on the cpu, as Inductor names it."""
-    return f"aoti_torch_cpu_{operator}"
+    """The C function behind the operator `qwen::<operator>`, as Inductor names it."""
+    return _OPERATOR_PREFIX + operator
 
 
-# What generated code calls and the runner implements, by the names of AOTInductor's interface.
-SHIMS = frozenset(
-    [f"aoti_torch_{name}" for name in _BASE_SYMBOLS.split()] + [shim_symbol(name) for name in OPERATORS]
-)
+def shims(target: str) -> frozenset[str]:
+    """What generated code of `target` calls and the runner implements, by AOTInductor's names."""
+    base = (f"aoti_torch_{name}" for name in _BASE_SYMBOLS.split())
+    return frozenset([*base, *map(shim_symbol, OPERATORS[target])])
 
 
-def runner_symbol(shim: str) -> str:
-    """The runner's name of a function that PyTorch has too; see `symbols`."""
+def runner_symbol(shim: str, target: str) -> str:
+    """The runner's name of a function that PyTorch has too (see `symbols`): an operator's is its target's."""
+    if shim.startswith(_OPERATOR_PREFIX):
+        return f"qwen_aoti_torch_{target}_{shim.removeprefix(_OPERATOR_PREFIX)}"
     return f"qwen_{shim}"
 
 
-# Every symbol that a compiled library may leave to the program that loads it.
-ALLOWED_SYMBOLS = frozenset(runner_symbol(shim) for shim in SHIMS)
+def allowed_symbols(target: str) -> frozenset[str]:
+    """Every symbol that a compiled library of `target` may leave to the program that loads it."""
+    return frozenset(runner_symbol(shim, target) for shim in shims(target))
+
 
 _C_TYPES = {"Tensor": "AtenTensorHandle", "int": "int64_t", "float": "double", "bool": "int32_t"}
 
 
-def shim_declarations() -> dict[torch._ops.OpOverload, list[str]]:
-    """The C declaration of every operator, as Inductor's `custom_ops_to_c_shims` takes it.
+def shim_declarations(target: str) -> dict[torch._ops.OpOverload, list[str]]:
+    """The C declaration of every operator of `target`, as Inductor's `custom_ops_to_c_shims` takes it.
 
     It follows from the schema: the arguments in order, mutated ones like any other, then a pointer to a
     handle for each output.
     """
     declarations = {}
-    for name in OPERATORS:
+    for name in OPERATORS[target]:
         operator = getattr(torch.ops.qwen, name).default
         arguments = [_C_TYPES[str(argument.type)] for argument in operator._schema.arguments]
         arguments += ["AtenTensorHandle*"] * len(operator._schema.returns)

@@ -30,6 +30,15 @@ class WeightSource(Protocol):
     def embedding(self, name: str) -> Embedding:
         """The embedding table `name`, [V, D]."""
 
+    def head(self, name: str) -> Int4Tiles | Int8Linear:
+        """The matrix `name`, [V, D], quantized as a head is: int4 in tiles, or int8."""
+
+    def tiles(self, *names: str) -> Int4Tiles:
+        """The matrices `names`, each [..., N_i, K], one below the other, in int4 tiles."""
+
+    def gate_up_tiles(self, *names: str) -> Int4Tiles:
+        """The same with the first half of the rows, gate, and the second, up, interleaved by eights."""
+
 
 def frozen(weight: Tensor) -> nn.Parameter:
     """A parameter that is not trained, so that integers may be one too."""
@@ -67,6 +76,14 @@ class Int4Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.ops.qwen.int4_linear(x, self.qweight, self.scales)
+
+
+class Int4Tiles(nn.Module):
+    """Weights for a block: tiles u8 [..., N16, K64, 512] and scales bf16 [..., N16, groups, 16]."""
+
+    def __init__(self, tiles: Tensor, scales: Tensor) -> None:
+        super().__init__()
+        self.tiles, self.scales = frozen(tiles), frozen(scales)
 
 
 class Embedding(nn.Module):

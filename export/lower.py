@@ -20,16 +20,21 @@ from torch.export import Dim, ExportedProgram, export
 from . import contract
 from .backend import METHOD_KEY, Shell, delegating
 from .compile import CompiledMethod, compile_method
-from .model import Model
+from .model import LanguageModel
 
 ASSEMBLE = "assemble the program"
 STAGES = (*(f"{verb} {name}" for name in contract.METHODS for verb in ("trace", "compile")), ASSEMBLE)
 
 
 def lower(
-    model: Model, *, chunk: int, metadata: dict[str, int], on_stage: Callable[[str], None]
+    model: LanguageModel,
+    *,
+    target: str,
+    chunk: int,
+    metadata: dict[str, int],
+    on_stage: Callable[[str], None],
 ) -> ExecutorchProgramManager:
-    """Compiles `model` for the cpu.
+    """Compiles `model` for `target`. The values of its weights and state are not looked at.
 
     Args:
         chunk: most tokens of a prefill call.
@@ -41,13 +46,13 @@ def lower(
         on_stage(f"trace {name}")
         method = trace(model, name, chunk)
         on_stage(f"compile {name}")
-        compiled[name] = compile_method(name, method)
+        compiled[name] = compile_method(name, method, target)
     on_stage(ASSEMBLE)
     return assemble(compiled, chunk=chunk, metadata=metadata)
 
 
 def trace(module: nn.Module, method: str, chunk: int) -> ExportedProgram:
-    """Exports `module`, which has the inputs of `Model.forward`, as `method`.
+    """Exports `module`, which has the inputs of `LanguageModel.forward`, as `method`.
 
     Prefill takes 2 to `chunk` tokens and is traced at the most: Inductor sizes buffers by what it is shown.
     """

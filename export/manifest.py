@@ -11,7 +11,9 @@ from typing import Any
 
 from . import contract
 from .config import ModelConfig
-from .isa import host_isa
+from .errors import ExportError
+from .isa import program_isa
+from .json_file import read_json_object
 from .options import ResolvedOptions
 from .quantize import QuantizationConfig
 
@@ -73,7 +75,7 @@ def describe(
         "name": name,
         "model": model,
         "vocab_size": config.vocab_size,
-        "target": {"device": options.target, "isa": host_isa()},
+        "target": {"device": options.target, "isa": program_isa(options.target)},
         "versions": {
             "qwen_runner": _version("qwen_runner"),
             "torch": _version("torch"),
@@ -81,7 +83,7 @@ def describe(
             "triton": None,
             "cuda": None,
         },
-        "quantization": _quantization(options.quantization),
+        "quantization": _quantization(options.quantization, options.target),
         "dtype": options.dtype,
         "max_seq_len": options.max_seq_len,
         "chunk": options.chunk,
@@ -102,8 +104,32 @@ def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
     path.write_bytes(before + hashlib.sha256(data).hexdigest().encode() + after)
 
 
-def _quantization(config: QuantizationConfig) -> dict[str, Any]:
-    return {"scheme": "none"} if config.scheme == "none" else asdict(config) | {"embedding": "int8"}
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a program of this format.
+
+    Raises:
+        ExportError: no such file, damaged, or of another format.
+    """
+    manifest = read_json_object(path).values
+    digest = manifest.get("manifest_sha256")
+    if not isinstance(digest, str) or len(digest) != len(_NO_DIGEST):
+        raise ExportError(f"{path}: has no digest; it is not a program's, or damaged")
+    before, _, after = path.read_bytes().rpartition(digest.encode())
+    if hashlib.sha256(before + _NO_DIGEST.encode() + after).hexdigest() != digest:
+        raise ExportError(f"{path}: does not match its own digest; copy or export the program again")
+    if manifest.get("format_version") != contract.FORMAT_VERSION:
+        raise ExportError(
+            f"{path}: program format {manifest.get('format_version')}, this version reads "
+            f"{contract.FORMAT_VERSION}; export the checkpoint itself"
+        )
+    return manifest
+
+
+def _quantization(config: QuantizationConfig, target: str) -> dict[str, Any]:
+    if config.scheme == "none":
+        return {"scheme": "none"}
+    layout = {"layout": contract.INT4_TILES} if target == contract.CUDA else {}
+    return asdict(config) | {"embedding": "int8"} | layout
 
 
 def _version(package: str) -> str | None:

@@ -5,7 +5,8 @@ follows transformers' Qwen3_5MoeForCausalLM, whose logits are the oracle. In eag
 their references.
 """
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 import torch
 from qwen_runner.kernels.norm import rms_norm
@@ -14,8 +15,11 @@ from torch import Tensor, nn
 from .attention import Attention
 from .config import FULL_ATTENTION, ModelConfig
 from .deltanet import GatedDeltaNet
-from .linear import WeightSource
+from .linear import Embedding, WeightSource
 from .moe import SparseMoe
+from .tensor_table import EMBEDDING, FINAL_NORM, HEAD, layer_prefix
+
+LAYERS = "layers."  # what the names of the layers' weights and state begin with
 
 
 class DecoderLayer(nn.Module):
@@ -53,33 +57,66 @@ class DecoderLayer(nn.Module):
         return x + self.mlp(rms_norm(x, self.post_attention_layernorm, self.eps))
 
 
-class Model(nn.Module):
-    """Tokens in, next token and logits out. Weights are parameters, state is buffers; slots start zeroed."""
+class LanguageModel(nn.Module, ABC):
+    """Tokens in, next token and logits out. Weights are parameters, state is buffers; slots start zeroed.
+
+    A subclass is the model of one target: it says what a layer is and how logits come about.
+    """
+
+    embed_tokens: Embedding
+    norm: nn.Parameter
+    lm_head: nn.Module | None
 
     def __init__(
-        self,
+        self, config: ModelConfig, source: WeightSource, *, slots: int, max_seq_len: int, dtype: torch.dtype
+    ) -> None:
+        """Takes the weights out of `source`."""
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList()
+        self.lm_head = None
+        for name, part in self.parts(config, source, slots=slots, max_seq_len=max_seq_len, dtype=dtype):
+            if name.startswith(LAYERS) and isinstance(part, nn.Module):
+                self.layers.append(part)
+            else:
+                setattr(self, name, part)
+        self.seen = nn.Buffer(torch.zeros(slots, config.vocab_size, dtype=torch.uint8))
+
+    @classmethod
+    def parts(
+        cls, config: ModelConfig, source: WeightSource, *, slots: int, max_seq_len: int, dtype: torch.dtype
+    ) -> Iterator[tuple[str, nn.Module | nn.Parameter]]:
+        """What has weights, by name, made one after the other: nobody needs them all in memory at a time."""
+        yield "embed_tokens", source.embedding(EMBEDDING)
+        for index, kind in enumerate(config.layer_types):
+            scope = source.scope(layer_prefix(index))
+            layer = cls._layer(config, kind, scope, slots=slots, max_seq_len=max_seq_len, dtype=dtype)
+            yield f"{LAYERS}{index}", layer
+        yield "norm", source.parameter(FINAL_NORM)
+        if not config.tie_word_embeddings:
+            yield "lm_head", cls._head(source)
+
+    @staticmethod
+    @abstractmethod
+    def _layer(
         config: ModelConfig,
+        kind: str,
         source: WeightSource,
         *,
         slots: int,
         max_seq_len: int,
         dtype: torch.dtype,
-        on_layer: Callable[[int], None] = lambda layer: None,
-    ) -> None:
-        """Takes the weights out of `source`, calling `on_layer` with the index of each layer as it begins."""
-        super().__init__()
-        self.eps = config.rms_norm_eps
-        self.embed_tokens = source.embedding("model.embed_tokens.weight")
-        self.layers = nn.ModuleList()
-        for index, kind in enumerate(config.layer_types):
-            on_layer(index)
-            scope = source.scope(f"model.layers.{index}.")
-            self.layers.append(
-                DecoderLayer(config, kind, scope, slots=slots, max_seq_len=max_seq_len, dtype=dtype)
-            )
-        self.norm = source.parameter("model.norm.weight")
-        self.lm_head = None if config.tie_word_embeddings else source.linear("lm_head.weight")
-        self.seen = nn.Buffer(torch.zeros(slots, config.vocab_size, dtype=torch.uint8))
+    ) -> nn.Module:
+        """A layer of this kind, its state zeroed."""
+
+    @staticmethod
+    @abstractmethod
+    def _head(source: WeightSource) -> nn.Module:
+        """The weights of a head that is not the embedding."""
+
+    @abstractmethod
+    def _logits(self, ids: Tensor, position: Tensor, slot: Tensor, is_prefill: bool) -> Tensor:
+        """ids i64 [T] -> f32 [B, V]; advances the layers' state."""
 
     def forward(
         self,
@@ -107,14 +144,8 @@ class Model(nn.Module):
         Returns:
             (next_token i64 [B], logits f32 [B, V]), after the last token of each slot.
         """
-        is_prefill = tokens.shape[1] > 1
         ids = tokens.flatten()
-        positions = position + torch.arange(tokens.shape[1]) if is_prefill else position
-        x = self.embed_tokens(ids)
-        for layer in self.layers:
-            x = layer(x, positions, position, slot)
-        x = rms_norm(x[-1:] if is_prefill else x, self.norm, self.eps)
-        logits = (self.embed_tokens.project(x) if self.lm_head is None else self.lm_head(x)).float()
+        logits = self._logits(ids, position, slot, is_prefill=tokens.shape[1] > 1)
         next_token = torch.ops.qwen.sample(
             logits,
             ids,
@@ -131,3 +162,31 @@ class Model(nn.Module):
             generated_from,
         )
         return next_token, logits
+
+
+class Model(LanguageModel):
+    """The model of the cpu: small operators, and what Inductor makes of the rest."""
+
+    @staticmethod
+    def _layer(
+        config: ModelConfig,
+        kind: str,
+        source: WeightSource,
+        *,
+        slots: int,
+        max_seq_len: int,
+        dtype: torch.dtype,
+    ) -> DecoderLayer:
+        return DecoderLayer(config, kind, source, slots=slots, max_seq_len=max_seq_len, dtype=dtype)
+
+    @staticmethod
+    def _head(source: WeightSource) -> nn.Module:
+        return source.linear(HEAD)
+
+    def _logits(self, ids: Tensor, position: Tensor, slot: Tensor, is_prefill: bool) -> Tensor:
+        positions = position + torch.arange(ids.shape[0]) if is_prefill else position
+        x = self.embed_tokens(ids)
+        for layer in self.layers:
+            x = layer(x, positions, position, slot)
+        x = rms_norm(x[-1:] if is_prefill else x, self.norm, self.config.rms_norm_eps)
+        return (self.embed_tokens.project(x) if self.lm_head is None else self.lm_head(x)).float()

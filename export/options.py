@@ -6,8 +6,15 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from .config import ModelConfig
+from .cuda_model import check_cuda_shapes
 from .errors import ExportError
 from .quantize import GROUP_SIZES, QuantizationConfig, check_quantizable
+
+NO_SOURCE = "give the folder of a checkpoint or of a program, or else --random NAME"
+
+# By target: what they are unless said otherwise.
+_CHUNKS = {"cpu": 256, "cuda": 2048}
+_DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
 
 
 def _option(default: Any, help: str, choices: tuple[str | int, ...] | None = None) -> Any:
@@ -22,7 +29,7 @@ class ExportOptions:
         ExportError: a value that is not among the choices, or out of range; it names the option.
     """
 
-    target: str = _option("cpu", "device that the program runs on", ("cpu",))
+    target: str = _option("cpu", "device that the program runs on", ("cpu", "cuda"))
     quantize: Literal["none", "int4"] = _option("int4", "weights of the matrices", ("none", "int4"))
     group_size: int = _option(32, "consecutive weights that share a scale (int4)", GROUP_SIZES)
     quantize_method: Literal["hqq", "rtn"] = _option("hqq", "how scales are chosen (int4)", ("hqq", "rtn"))
@@ -33,13 +40,15 @@ class ExportOptions:
     )
     dtype: str | None = _option(
         None,
-        "type of activations, and of weights that are not quantized; default float32",
+        "type of activations, and of weights that are not quantized; default float32, or bfloat16 for cuda",
         ("float32", "bfloat16"),
     )
     max_seq_len: int | None = _option(
         None, "positions a session holds; default 4096, or the model's own limit"
     )
-    chunk: int | None = _option(None, "most tokens of one prefill call; default 256, or max_seq_len")
+    chunk: int | None = _option(
+        None, "most tokens of one prefill call; default 256, for cuda 2048, or max_seq_len"
+    )
     slots: int = _option(4, "sessions that a program holds at a time")
 
     def __post_init__(self) -> None:
@@ -48,12 +57,13 @@ class ExportOptions:
             if value is None and option.default is None:
                 continue
             if choices is not None and value not in choices:
-                note = "; cuda is not in this version" if (option.name, value) == ("target", "cuda") else ""
-                raise ExportError(
-                    f"{_flag(option.name)} {value}: supported: {', '.join(map(str, choices))}{note}"
-                )
+                raise ExportError(f"{flag(option.name)} {value}: supported: {', '.join(map(str, choices))}")
             if choices is None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ExportError(f"{_flag(option.name)} {value}: it must be a positive integer")
+                raise ExportError(f"{flag(option.name)} {value}: it must be a positive integer")
+        if self.target == "cuda":
+            for name, value, only in (("quantize", self.quantize, "int4"), ("dtype", self.dtype, "bfloat16")):
+                if value not in (None, only):
+                    raise ExportError(f"{flag(name)} {value}: --target cuda supports {only}")
 
     def resolved(self, config: ModelConfig) -> ResolvedOptions:
         """These options with every default filled in for `config`.
@@ -63,7 +73,7 @@ class ExportOptions:
         """
         limit = config.max_position_embeddings
         max_seq_len = self.max_seq_len if self.max_seq_len is not None else min(4096, limit)
-        chunk = self.chunk if self.chunk is not None else min(256, max_seq_len)
+        chunk = self.chunk if self.chunk is not None else min(_CHUNKS[self.target], max_seq_len)
         if max_seq_len > limit:
             raise ExportError(f"--max-seq-len {max_seq_len}: the model has max_position_embeddings {limit}")
         if max_seq_len < 2:
@@ -84,10 +94,12 @@ class ExportOptions:
             head=self.head or ("int8" if tied else "int4"),
         )
         check_quantizable(config, quantization)
+        if self.target == "cuda":
+            check_cuda_shapes(config)
         return ResolvedOptions(
             target=self.target,
             quantization=quantization,
-            dtype=self.dtype or "float32",
+            dtype=self.dtype or _DTYPES[self.target],
             max_seq_len=max_seq_len,
             chunk=chunk,
             slots=self.slots,
@@ -106,5 +118,6 @@ class ResolvedOptions:
     slots: int
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
+    """How the command line spells the option `name`."""
     return "--" + name.replace("_", "-")

@@ -1,4 +1,4 @@
-"""From a checkpoint folder to a program folder."""
+"""From a source of weights to a program folder."""
 
 from __future__ import annotations
 
@@ -12,77 +12,88 @@ from typing import Any
 
 import torch
 from executorch.exir import ExecutorchProgramManager
-from qwen_runner import _core
-from qwen_runner.chat_jinja import ChatTemplate
 
 from . import contract
-from .chat_template import derive_chat_pieces
-from .checkpoint import Checkpoint
 from .config import ModelConfig
 from .errors import ExportError
-from .json_file import read_json_object
 from .lower import STAGES as LOWER_STAGES
 from .lower import lower
 from .manifest import HashingFile, describe, write_manifest
-from .model import Model
-from .options import ExportOptions, ResolvedOptions
+from .model import LanguageModel
+from .options import ResolvedOptions
+from .preflight import check_resources
+from .ptd import Layout, Weight, weights_of
+from .sources import MODELS, Source
 from .staging import staged_folder
-from .weights import CheckpointWeights
+from .weights import MetaWeights
 
-READ, CHAT, WRITE = "read the weights", "derive the chat pieces", "write the program"
-STAGES = (READ, CHAT, *LOWER_STAGES, WRITE)
+CHAT, WEIGHTS, WRITE = "derive the chat pieces", "write the weights", "write the program"
+STAGES = (CHAT, *LOWER_STAGES, WEIGHTS, WRITE)
 
 
 def write_program(
-    checkpoint_path: Path,
+    source: Source,
     output: Path,
-    options: ExportOptions,
     begin: Callable[[str], None],
     note: Callable[[str], None] = lambda detail: None,
 ) -> None:
-    """Exports the checkpoint into the folder `output`, replacing a program that is there.
+    """Writes the folder `output`, replacing a program that is there.
 
     `begin` is called with each of `STAGES` as it begins, `note` with how far a long one is.
 
     Raises:
-        ExportError: a checkpoint, an option or an output folder that will not do.
+        ExportError: a source or an output folder that will not do, or a machine that is too small.
         OSError: `output` cannot be written; what was there before still is.
     """
     output = output.resolve()
     _check_replaceable(output)
     _check_compiler()
-    with Checkpoint(checkpoint_path) as checkpoint:
-        config = checkpoint.config
-        resolved = options.resolved(config)
-        template = _load_template(checkpoint_path)
-        texts = _read_texts(checkpoint_path, template)
-        # Staged before the work, which takes minutes, so that a folder that cannot be written is found first.
-        with staged_folder(output) as stage:
-            begin(READ)
-            model = _read_model(checkpoint, resolved, note)
-            begin(CHAT)
-            chat = _chat(template, texts[contract.TOKENIZER_FILE])
-            with _compiler_cache(stage.scratch):
-                program = lower(
-                    model, chunk=resolved.chunk, metadata=_metadata(config, resolved), on_stage=begin
-                )
-            begin(WRITE)
-            files = _write_files(stage.content, program, texts)
-            manifest = describe(checkpoint_path.resolve().name, config, resolved, chat, files)
-            write_manifest(stage.content / contract.MANIFEST_FILE, manifest)
+    config, options = source.config, source.options
+    tokenizer = source.tokenizer()
+    model, layout = hollow_model(config, options)
+    check_resources(output, layout, config, options, source.device)
+    # Staged before the work, which takes minutes, so that a folder that cannot be written is found first.
+    with staged_folder(output) as stage:
+        begin(CHAT)
+        chat = tokenizer.chat()
+        with _compiler_cache(stage.scratch):
+            program = lower(
+                model,
+                target=options.target,
+                chunk=options.chunk,
+                metadata=_metadata(config, options),
+                on_stage=begin,
+            )
+        del model
+        begin(WEIGHTS)
+        with HashingFile(stage.content / contract.WEIGHTS_FILE) as weights:
+            layout.write(weights, source.weights(layout, note))
+        begin(WRITE)
+        files = _write_files(stage.content, program, tokenizer.files) | {
+            contract.WEIGHTS_FILE: weights.entry()
+        }
+        manifest = describe(source.name, config, options, chat, files)
+        write_manifest(stage.content / contract.MANIFEST_FILE, manifest)
 
 
-def _read_model(checkpoint: Checkpoint, options: ResolvedOptions, note: Callable[[str], None]) -> Model:
+def hollow_model(config: ModelConfig, options: ResolvedOptions) -> tuple[LanguageModel, Layout]:
+    """The model without its weights, for the compiler, and where they are going to be.
+
+    Its tensors are memory that nobody has written to, nor shall: it takes no room.
+    """
     dtype: torch.dtype = getattr(torch, options.dtype)
-    layers = len(checkpoint.config.layer_types)
-    return Model(
-        checkpoint.config,
-        CheckpointWeights(checkpoint, options.quantization, dtype),
-        slots=options.slots,
-        max_seq_len=options.max_seq_len,
-        dtype=dtype,
-        on_layer=lambda layer: note(f"layer {layer + 1} of {layers}"),
-    )
+    source = MetaWeights(config, options.quantization, dtype)
+    with torch.device("meta"):
+        model = MODELS[options.target](
+            config, source, slots=options.slots, max_seq_len=options.max_seq_len, dtype=dtype
+        )
+        parts = model.parts(config, source, slots=1, max_seq_len=1, dtype=dtype)
+        layout = Layout(
+            Weight(name, tensor.dtype, tuple(tensor.shape))
+            for part_name, part in parts
+            for name, tensor in weights_of(part_name, part)
+        )
+    return model.to_empty(device="cpu"), layout
 
 
 def _metadata(config: ModelConfig, options: ResolvedOptions) -> dict[str, int]:
@@ -97,52 +108,16 @@ def _metadata(config: ModelConfig, options: ResolvedOptions) -> dict[str, int]:
 
 
 def _write_files(folder: Path, program: ExecutorchProgramManager, texts: dict[str, bytes]) -> dict[str, Any]:
-    """Writes all files but the manifest, `texts` by name among them; their entries in it."""
+    """Writes the .pte and `texts` by name; their entries in the manifest."""
     files = {}
     with HashingFile(folder / contract.PROGRAM_FILE) as file:
         program.write_to_file(file)
     files[contract.PROGRAM_FILE] = file.entry()
-    (cord,) = program._tensor_data.values()
-    with HashingFile(folder / contract.WEIGHTS_FILE) as file:
-        cord.write_to_file(file)
-    files[contract.WEIGHTS_FILE] = file.entry()
     for name, text in texts.items():
         with HashingFile(folder / name) as file:
             file.write(text)
         files[name] = file.entry()
     return files
-
-
-def _load_template(checkpoint: Path) -> ChatTemplate | None:
-    try:
-        return ChatTemplate.load(checkpoint)
-    except ValueError as error:
-        raise ExportError(str(error)) from error
-
-
-def _read_texts(checkpoint: Path, template: ChatTemplate | None) -> dict[str, bytes]:
-    """The files, by name, that a program takes from its checkpoint; the runner can load their tokenizer."""
-    path = checkpoint / contract.TOKENIZER_FILE
-    if not path.is_file():
-        raise ExportError(f"{path}: no such file; a fast tokenizer (tokenizers' own format) is needed")
-    read_json_object(path)
-    try:
-        _core.Tokenizer(str(path))
-    except RuntimeError as error:
-        raise ExportError(str(error)) from error
-    texts = {contract.TOKENIZER_FILE: path.read_bytes()}
-    config = checkpoint / contract.TOKENIZER_CONFIG_FILE
-    if config.is_file():
-        texts[contract.TOKENIZER_CONFIG_FILE] = config.read_bytes()
-    if template is not None:
-        texts[contract.CHAT_TEMPLATE_FILE] = template.text.encode()
-    return texts
-
-
-def _chat(template: ChatTemplate | None, tokenizer: bytes) -> dict[str, Any]:
-    added = [str(token["content"]) for token in json.loads(tokenizer).get("added_tokens") or []]
-    text, special = (None, None) if template is None else (template.text, template.special_tokens)
-    return derive_chat_pieces(text, added_tokens=added, special_tokens=special).to_json()
 
 
 def _check_replaceable(output: Path) -> None:

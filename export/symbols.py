@@ -13,8 +13,8 @@ from . import contract
 
 
 @contextmanager
-def private_symbols() -> Iterator[None]:
-    """Compiles every call of `aoti_torch_*` as one of the runner's function of that name behind a prefix.
+def private_symbols(target: str) -> Iterator[None]:
+    """Compiles every call of `aoti_torch_*` as one of the runner's own function for `target`.
 
     PyTorch defines the same names, and a Python process may have made them global (loading an operator
     library through `torch.ops` does): the dynamic linker would take PyTorch's before the runner's, whose
@@ -23,7 +23,7 @@ def private_symbols() -> Iterator[None]:
     symbol is GNU's unique kind, whose library `dlclose` never unloads (clang makes none, nor knows the flag).
     """
     flags_of = cpp_builder._get_optimization_cflags
-    renamed = [f"D{name}={contract.runner_symbol(name)}" for name in sorted(contract.SHIMS)]
+    renamed = [f"D{name}={contract.runner_symbol(name, target)}" for name in sorted(contract.shims(target))]
 
     def flags(compiler: str, *args: Any, **kwargs: Any) -> tuple[list[str], list[str]]:
         compile_flags, link_flags = flags_of(compiler, *args, **kwargs)

@@ -107,6 +107,16 @@ def layer_prefix(index: int) -> str:
     return f"model.layers.{index}."
 
 
+def tensor_shapes(config: ModelConfig) -> dict[str, Shape]:
+    """The shapes of all tensors of the model, by name; of a tied head too."""
+    shapes = {spec.name: spec.shape(config) for spec in MODEL_TENSORS}
+    for index, layer_type in enumerate(config.layer_types):
+        for spec in LAYER_TENSORS:
+            if spec.layer_type in (None, layer_type):
+                shapes[layer_prefix(index) + spec.name] = spec.shape(config)
+    return shapes
+
+
 def file_names(name: str) -> tuple[str, ...]:
     """What files may call the tensor `name`."""
     if not name.startswith(PREFIX):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from qwen_runner.export import ExportError, export_program, program
 from qwen_runner.export.__main__ import FAILURE, USAGE, main
+from qwen_runner.export.checkpoint import Checkpoint
 from qwen_runner.export.compile import compile_method
 from torch import nn
 
@@ -32,11 +33,14 @@ def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ([], "checkpoint"),
+        ([], "--output"),
+        (["--output", "program"], "the folder of a checkpoint or of a program, or else --random NAME"),
+        (["model", "--output", "program", "--random", "qwen3.5-35b-a3b"], "or else --random NAME"),
         (["model"], "--output"),
         (["model", "--output", "program", "--quantise", "int4"], "--quantise"),
         (["model", "--output", "program", "--quantize", "int3"], "--quantize int3"),
-        (["model", "--output", "program", "--target", "cuda"], "not in this version"),
+        (["model", "--output", "program", "--target", "tpu"], "--target tpu"),
+        (["model", "--output", "program", "--target", "cuda", "--quantize", "none"], "--quantize none"),
         (["model", "--output", "program", "--dtype", "float16"], "--dtype float16"),
         (["model", "--output", "program", "--group-size", "33"], "--group-size 33"),
         (["model", "--output", "program", "--slots", "0"], "--slots 0"),
@@ -95,7 +99,7 @@ def test_a_bad_side_file_is_found_before_any_weight_is_read(
     shutil.copytree(random_checkpoint("interval"), bad)
     (bad / "chat_template.jinja").unlink(missing_ok=True)
     (bad / file).write_bytes(content)
-    monkeypatch.setattr(program, "_read_model", lambda *_: pytest.fail("weights are read"))
+    monkeypatch.setattr(Checkpoint, "tensor", lambda *_: pytest.fail("weights are read"))
     status, line = error_of([str(bad), "--output", str(tmp_path / "program")], capsys)
     assert status == FAILURE
     assert str(bad / file) in line

@@ -123,8 +123,8 @@ def test_the_code_calls_the_runner_alone(lowered: Lowered, tmp_path: Path) -> No
         library = tmp_path / payload["method"]
         library.write_bytes(lowered.code[payload["library"]])
         symbols = undefined_symbols(library)
-        assert contract.runner_symbol(contract.shim_symbol("sample")) in symbols
-        assert symbols <= contract.ALLOWED_SYMBOLS
+        assert contract.runner_symbol(contract.shim_symbol("sample"), contract.CPU) in symbols
+        assert symbols <= contract.allowed_symbols(contract.CPU)
 
 
 def test_the_runner_defines_what_the_contract_allows_and_no_more() -> None:
@@ -133,7 +133,7 @@ def test_the_runner_defines_what_the_contract_allows_and_no_more() -> None:
     defined = set(re.findall(r"QWEN_SHIM \w+ (qwen_aoti_\w+)\(", text))
     defined |= {f"qwen_aoti_torch_dtype_{name}" for name in re.findall(r"^QWEN_DTYPE\((\w+),", text, re.M)}
     assert len(defined) > 35
-    assert defined == contract.ALLOWED_SYMBOLS
+    assert defined == contract.allowed_symbols(contract.CPU) | contract.allowed_symbols(contract.CUDA)
 
 
 def test_an_operator_that_no_runner_has_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,8 +161,8 @@ def test_undefined_symbols_are_what_the_linker_says(tmp_path: Path) -> None:
 
 
 def test_the_declared_shims_follow_the_schemas() -> None:
-    declarations = contract.shim_declarations()
-    assert len(declarations) == len(contract.OPERATORS)
+    declarations = contract.shim_declarations(contract.CPU)
+    assert len(declarations) == len(contract.OPERATORS[contract.CPU])
     assert declarations[torch.ops.qwen.router.default] == [
         "AOTITorchError aoti_torch_cpu_router("
         "AtenTensorHandle, AtenTensorHandle, int64_t, AtenTensorHandle*, AtenTensorHandle*);"

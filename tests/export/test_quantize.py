@@ -147,7 +147,7 @@ def test_zeros_and_extremes_stay_finite(method: str) -> None:
 def test_chunks_equal_the_whole(monkeypatch: pytest.MonkeyPatch, method: str, chunk: int) -> None:
     weight = weights(2, 3, 17, 96, tail=3)
     whole, whole_int8 = quantize_int4(weight, 32, method), quantize_int8(weight, 32)
-    monkeypatch.setattr(quantize, "_CHUNK_WEIGHTS", chunk)
+    monkeypatch.setitem(quantize._CHUNK_WEIGHTS, "cpu", chunk)
     assert all(map(torch.equal, quantize_int4(weight, 32, method), whole))
     assert all(map(torch.equal, quantize_int8(weight, 32), whole_int8))
 
@@ -155,7 +155,7 @@ def test_chunks_equal_the_whole(monkeypatch: pytest.MonkeyPatch, method: str, ch
 def test_no_chunk_is_larger_than_the_limit() -> None:
     weight = torch.zeros(9, 1024, 2048, dtype=torch.bfloat16)  # nine of Qwen3.5-35B-A3B's experts
     chunks = [(part, groups.numel()) for part, groups in quantize._chunks(weight, 128, None)]
-    assert max(size for _, size in chunks) <= quantize._CHUNK_WEIGHTS
+    assert max(size for _, size in chunks) <= quantize._CHUNK_WEIGHTS["cpu"]
     assert sum(size for _, size in chunks) == weight.numel()
     assert all(left.stop == right.start for (left, _), (right, _) in itertools.pairwise(chunks))
 

@@ -1,0 +1,120 @@
+"""An existing program as a source: its packed weights and its configuration, to be compiled anew."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from . import contract
+from .config import ModelConfig, SamplingDefaults
+from .errors import ExportError
+from .manifest import read_manifest
+from .options import ExportOptions, flag
+from .ptd import Layout, WeightsFile
+
+# Other options say how weights are packed, and packed they are.
+_FREE = ("max_seq_len", "chunk", "slots")
+
+
+class PackedProgram:
+    """The program in `folder`.
+
+    Raises:
+        ExportError: the manifest is damaged, or of another format.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder
+        self._manifest = read_manifest(folder / contract.MANIFEST_FILE)
+        try:
+            self.name = str(self._manifest["name"])
+            model = self._manifest["model"]
+            tuples = {key: tuple(model[key]) for key in ("layer_types", "eos_token_ids")}
+            sampling = SamplingDefaults(**self._manifest["sampling"])
+            self.config = ModelConfig(**(model | tuples | {"sampling": sampling}))
+            self._options = self._read_options()
+            self._weights_entry = self._manifest["files"][contract.WEIGHTS_FILE]
+        except (KeyError, TypeError) as error:
+            raise ExportError(
+                f"{folder / contract.MANIFEST_FILE}: lacks a value or has one of the wrong type ({error}); "
+                "export the checkpoint again with this version"
+            ) from None
+
+    def options(self, given: dict[str, Any]) -> ExportOptions:
+        """The program's options, with those of `given` in their place.
+
+        Raises:
+            ExportError: one of them would need other weights.
+        """
+        given = {name: value for name, value in given.items() if value is not None}
+        ExportOptions(**given)
+        for name, value in given.items():
+            if name not in _FREE and value != self._options.get(name, value):
+                raise ExportError(
+                    f"{flag(name)} {value}: {self.path} has {self._options[name]}, packed; "
+                    "export the checkpoint itself to change it"
+                )
+        merged = self._options | {name: given[name] for name in _FREE if name in given}
+        if "chunk" not in given:
+            merged["chunk"] = min(merged["chunk"], merged["max_seq_len"])
+        return ExportOptions(**merged)
+
+    def weights(self, layout: Layout, note: Callable[[str], None]) -> Iterator[tuple[str, Tensor]]:
+        """The weights of `layout`, each mapped as it is asked for.
+
+        Raises:
+            ExportError: the file is damaged or its weights are not those of `layout`.
+        """
+        path = self.path / contract.WEIGHTS_FILE
+        note("checking their digests")
+        _verify(path, self._weights_entry)
+        file = WeightsFile(path)
+        found = file.weights
+        for weight in layout.weights:
+            if found.get(weight.name) != weight:
+                raise ExportError(
+                    f"{path}: has no {weight.name} of shape {list(weight.shape)}; it is of another version, "
+                    "export the checkpoint again"
+                )
+        note("copying")
+        return ((weight.name, file.tensor(weight.name)) for weight in layout.weights)
+
+    def _read_options(self) -> dict[str, Any]:
+        manifest, quantization = self._manifest, self._manifest["quantization"]
+        options = {name: manifest[name] for name in ("dtype", *_FREE)}
+        options |= {"target": manifest["target"]["device"], "quantize": quantization["scheme"]}
+        if quantization["scheme"] != "none":
+            options |= {"group_size": quantization["group_size"], "quantize_method": quantization["method"]}
+            options["head"] = quantization["head"]
+        expected = contract.INT4_TILES if options["target"] == contract.CUDA else None
+        if quantization.get("layout") != expected:
+            raise ExportError(
+                f"{self.path}: its weights have the layout {quantization.get('layout')}, this version's is "
+                f"{expected}; export the checkpoint again"
+            )
+        return options
+
+
+def _verify(path: Path, entry: dict[str, Any]) -> None:
+    """Raises ExportError unless the file has the size and the digests that `entry` says."""
+    block_size, digests = entry["block_size"], entry["sha256"]
+
+    def is_intact(block: int) -> bool:
+        with path.open("rb") as file:
+            file.seek(block * block_size)
+            return hashlib.sha256(file.read(block_size)).hexdigest() == digests[block]
+
+    intact = path.is_file() and path.stat().st_size == entry["size"]
+    if intact:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            intact = all(pool.map(is_intact, range(len(digests))))
+    if not intact:
+        raise ExportError(
+            f"{path}: does not match its digests; the program is damaged, copy or export it again"
+        )
