@@ -6,6 +6,7 @@
 #include <numeric>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cli_engine.h"
@@ -108,6 +109,9 @@ json report_json(const Engine& engine, const Plan& plan, const std::vector<Sampl
     report[sample.name] = {
         {"mean", sample.mean()}, {"deviation", sample.deviation()}, {"values", sample.values}};
   }
+  if (json gpu = gpu_json(engine.device_stats(), engine.load_stats()); !gpu.is_null()) {
+    report["gpu"] = std::move(gpu);
+  }
   return report;
 }
 
@@ -138,6 +142,13 @@ std::string report_table(const Engine& engine, const Plan& plan, const std::vect
                "MiB");
   text +=
       line("%-14s %12.2f %12s  %s", "state", static_cast<double>(memory.state_bytes) / kMebibyte, "", "MiB");
+  if (const DeviceStats device = engine.device_stats(); !device.name.empty()) {
+    text += line("%-14s %12.2f %12s  %s", "GPU memory",
+                 static_cast<double>(device.allocated_bytes) / kMebibyte, "", "MiB");
+    text +=
+        line("%-14s %12lld %12s  %s", "CUDA graph", static_cast<long long>(device.graph_nodes), "", "nodes");
+    text += "on " + device.name + "\n";
+  }
   return text;
 }
 

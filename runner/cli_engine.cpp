@@ -7,7 +7,9 @@ namespace qwen::cli {
 
 CLI::Option* add_cuda_graph(CLI::App& app) {
   return add_switch(app, "cuda_graph",
-                    "Replay decoding from a CUDA graph, as is done by default; =off does not");
+                    "Replay decoding from a CUDA graph, as is done by default; "
+                    "=off launches every kernel, "
+                    "which is slower and gives the same tokens");
 }
 
 Result<EngineOptions> engine_options(const CLI::Option& cuda_graph) {
@@ -21,7 +23,11 @@ Result<EngineOptions> engine_options(const CLI::Option& cuda_graph) {
 
 Result<std::unique_ptr<Engine>> load_engine(const std::string& folder, const EngineOptions& options,
                                             bool quiet) {
-  auto engine = Engine::load(folder, options);
+  EngineOptions with_warnings = options;
+  if (!quiet) {
+    with_warnings.on_warning = print_warning;
+  }
+  auto engine = Engine::load(folder, with_warnings);
   if (engine.ok() && !quiet && options.cuda_graph == EngineOptions::CudaGraph::kOn &&
       engine.value()->manifest().device == "cpu") {
     print_warning("--cuda_graph has no effect on a cpu program");

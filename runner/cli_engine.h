@@ -15,7 +15,8 @@ CLI::Option* add_cuda_graph(CLI::App& app);
 // Error: kInvalidArgument, where the flag's value is neither on nor off.
 Result<EngineOptions> engine_options(const CLI::Option& cuda_graph);
 
-// Engine::load(); asking for CUDA graphs on a cpu program is a warning, unless `quiet`.
+// Engine::load(); its warnings, and one where CUDA graphs are asked for on a cpu program, are printed unless
+// `quiet`.
 Result<std::unique_ptr<Engine>> load_engine(const std::string& folder, const EngineOptions& options,
                                             bool quiet);
 

@@ -120,14 +120,15 @@ Result<int> GenerateCommand::run() const {
   }
   const MemoryUsage memory = measure_memory(engine->load_stats());
   if (as_json) {
-    output.write_json(generation_json(*generation, memory));
+    output.write_json(
+        generation_json(*generation, memory, gpu_json(engine->device_stats(), engine->load_stats())));
   }
   QWEN_RETURN_IF_ERROR(output.status());
   if (output.closed()) {
     return 0;
   }
   if (!as_json && !quiet) {
-    print_line(statistics_line(*generation, memory));
+    print_line(statistics_line(*generation, memory, engine->device_stats()));
   }
   return generation->finish_reason == FinishReason::kCancelled ? kInterruptedStatus : 0;
 }

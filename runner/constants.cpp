@@ -2,26 +2,18 @@
 
 #include <executorch/runtime/core/named_data_map.h>
 #include <executorch/runtime/core/tensor_layout.h>
-#include <sys/mman.h>
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 #include <vector>
 
 namespace qwen {
 
-ConstantStore::Pages::Pages(size_t bytes)
-    : data_(::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)),
-      bytes_(bytes) {
-  if (data_ == MAP_FAILED) data_ = nullptr;
-}
-
-ConstantStore::Pages::Pages(Pages&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), bytes_(other.bytes_) {}
-
-ConstantStore::Pages::~Pages() {
-  if (data_ != nullptr) ::munmap(data_, bytes_);
+Status ConstantStore::reserve_weights(std::span<const std::byte> file) {
+  if (device_.is_host() || file.empty()) return ok_status();
+  file_ = file.data();
+  QWEN_ASSIGN_OR_RETURN(memory_of_weights_, DeviceBuffer::make(device_, file.size(), "the weights"));
+  return ok_status();
 }
 
 Result<Tensor*> ConstantStore::weight(const executorch::runtime::NamedDataMap& data,
@@ -35,8 +27,13 @@ Result<Tensor*> ConstantStore::weight(const executorch::runtime::NamedDataMap& d
   std::vector<int64_t> sizes(layout->sizes().begin(), layout->sizes().end());
   // Nothing writes to a weight; the handle's interface is what asks for a mutable pointer. The data map keeps
   // ownership of mapped memory, and `bytes` frees nothing when it goes.
-  auto tensor = Tensor::borrow(const_cast<void*>(bytes->data()), sizes,
-                               static_cast<ScalarType>(static_cast<int32_t>(layout->scalar_type())));
+  void* where = const_cast<void*>(bytes->data());
+  if (file_ != nullptr) {
+    // At the same offset, whose alignment it keeps.
+    where = memory_of_weights_.data() + (static_cast<const std::byte*>(bytes->data()) - file_);
+  }
+  auto tensor =
+      Tensor::borrow(where, sizes, static_cast<ScalarType>(static_cast<int32_t>(layout->scalar_type())));
   if (tensor == nullptr || tensor->storage->bytes != bytes->size()) {
     return Error{ErrorCode::kCorrupt, "the program's weight " + name + " has an impossible shape"};
   }
@@ -59,14 +56,9 @@ Result<Tensor*> ConstantStore::state(const std::string& name, ScalarType dtype,
     return Error{ErrorCode::kCorrupt, "the program's state " + name + " has an impossible shape"};
   }
   const size_t bytes = tensor->storage->bytes;
-  Pages pages(bytes);
-  if (pages.data() == nullptr) {
-    return Error{ErrorCode::kOutOfMemory,
-                 "no memory for " + std::to_string(bytes >> 20) +
-                     " MiB of state; export with fewer --slots or a smaller --max-seq-len"};
-  }
-  tensor->storage->data = pages.data();
-  memory_.push_back(std::move(pages));
+  QWEN_ASSIGN_OR_RETURN(DeviceBuffer memory, DeviceBuffer::zeroed(device_, bytes, "the state"));
+  tensor->storage->data = memory.data();
+  memory_of_states_.push_back(std::move(memory));
   state_bytes_ += bytes;
   return (states_[name] = std::move(tensor)).get();
 }
@@ -81,11 +73,42 @@ std::span<std::byte> ConstantStore::slot(const Tensor& state, int64_t slot) {
   return {state.as<std::byte>() + static_cast<size_t>(slot) * bytes, bytes};
 }
 
-void ConstantStore::zero_slot(int64_t index) {
+Result<std::span<std::byte>> ConstantStore::find_slot(const std::string& name, int64_t index) const {
+  const Tensor* state = find_state(name);
+  if (state == nullptr) return Error{ErrorCode::kNotFound, "the program has no state " + name};
+  return slot(*state, index);
+}
+
+Result<std::vector<std::byte>> ConstantStore::read_state(const std::string& name, int64_t index) {
+  QWEN_ASSIGN_OR_RETURN(const auto where, find_slot(name, index));
+  std::vector<std::byte> bytes(where.size());
+  QWEN_RETURN_IF_ERROR(device_.copy_to_host(bytes.data(), where.data(), bytes.size()));
+  return bytes;
+}
+
+Status ConstantStore::write_state(const std::string& name, int64_t index, std::span<const std::byte> bytes) {
+  QWEN_ASSIGN_OR_RETURN(const auto where, find_slot(name, index));
+  if (bytes.size() != where.size()) {
+    return Error{ErrorCode::kInvalidArgument, "the state " + name + " has " + std::to_string(where.size()) +
+                                                  " bytes a slot, not " + std::to_string(bytes.size())};
+  }
+  return device_.copy_from_host(where.data(), bytes.data(), bytes.size());
+}
+
+Status ConstantStore::zero_slot(int64_t index) {
   for (const auto& [name, tensor] : states_) {
     const auto bytes = slot(*tensor, index);
-    std::memset(bytes.data(), 0, bytes.size());
+    QWEN_RETURN_IF_ERROR(device_.zero(bytes.data(), bytes.size()));
   }
+  return ok_status();
+}
+
+Status ConstantStore::copy_slot(int64_t from, int64_t to) {
+  for (const auto& [name, tensor] : states_) {
+    const auto source = slot(*tensor, from);
+    QWEN_RETURN_IF_ERROR(device_.copy(slot(*tensor, to).data(), source.data(), source.size()));
+  }
+  return ok_status();
 }
 
 }  // namespace qwen

@@ -1,8 +1,8 @@
 // ConstantStore: the one owner of a program's weights and state, keyed by fully qualified name.
 //
-// Weights are views of the mapped .ptd and are never copied; state is allocated once, zero-filled, with a
-// leading slot dimension. Every compiled method binds to these same tensors. Addresses never change. Not
-// thread-safe.
+// Where the device is the host, weights are views of the mapped .ptd and are never copied; on a GPU the file
+// lies once in its memory. State is allocated once, zero-filled, with a leading slot dimension. Every
+// compiled method binds to these same tensors. Addresses never change. Not thread-safe.
 #pragma once
 
 #include <cstddef>
@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "device.h"
 #include "result.h"
 #include "shims/tensor.h"
 
@@ -33,6 +34,17 @@ struct BoundConstant {
 
 class ConstantStore {
  public:
+  // `device` must outlive the store.
+  explicit ConstantStore(Device& device) : device_(device) {}
+
+  // Makes room on a GPU for the weights file, whose bytes `file` are mapped; upload_weights() fills it before
+  // the first run. Does nothing where the file is read in place. Error: kOutOfMemory.
+  Status reserve_weights(std::span<const std::byte> file);
+  // That room; empty where the file is read in place.
+  std::span<std::byte> weights_memory() const {
+    return {memory_of_weights_.data(), memory_of_weights_.size()};
+  }
+
   // The weight `name`, found in `data` (whose memory must outlive this store). Error: kCorrupt.
   Result<Tensor*> weight(const executorch::runtime::NamedDataMap& data, const std::string& name);
   // The state `name` [S, ...], made at the first call. Errors: kOutOfMemory; kCorrupt if it is known with
@@ -41,32 +53,29 @@ class ConstantStore {
 
   // Null if there is no such state.
   const Tensor* find_state(const std::string& name) const;
-  // Bytes of one slot of a state tensor.
-  static std::span<std::byte> slot(const Tensor& state, int64_t slot);
+  // This slot's bytes of the state `name`, copied. Error: kNotFound.
+  Result<std::vector<std::byte>> read_state(const std::string& name, int64_t slot);
+  // Overwrites them. Errors: kNotFound, kInvalidArgument (another size).
+  Status write_state(const std::string& name, int64_t slot, std::span<const std::byte> bytes);
   // Zero-fills `slot` in every state tensor; by memset, so that nothing of what was there survives, NaN
   // included.
-  void zero_slot(int64_t slot);
+  Status zero_slot(int64_t slot);
+  // Copies slot `from` of every state tensor over slot `to`.
+  Status copy_slot(int64_t from, int64_t to);
 
   uint64_t weight_bytes() const { return weight_bytes_; }
   uint64_t state_bytes() const { return state_bytes_; }
 
  private:
-  // Anonymous pages: zero when first touched, so slots that are never used cost nothing.
-  class Pages {
-   public:
-    explicit Pages(size_t bytes);
-    Pages(Pages&& other) noexcept;
-    Pages& operator=(Pages&&) = delete;
-    ~Pages();
-    void* data() const { return data_; }  // null: no memory
+  static std::span<std::byte> slot(const Tensor& state, int64_t slot);
+  Result<std::span<std::byte>> find_slot(const std::string& name, int64_t slot) const;
 
-   private:
-    void* data_;
-    size_t bytes_;
-  };
+  Device& device_;
+  const std::byte* file_ = nullptr;  // where the weights file is mapped, if it was copied
+  DeviceBuffer memory_of_weights_;
+  std::vector<DeviceBuffer> memory_of_states_;
   std::map<std::string, std::unique_ptr<Tensor>> weights_;
   std::map<std::string, std::unique_ptr<Tensor>> states_;
-  std::vector<Pages> memory_;
   uint64_t weight_bytes_ = 0;
   uint64_t state_bytes_ = 0;
 };

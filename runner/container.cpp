@@ -33,20 +33,23 @@ struct Container::Functions {
   }
 };
 
-Container::Container(CompiledLibrary library)
-    : library_(std::move(library)), functions_(std::make_unique<Functions>()) {}
+Container::Container(CompiledLibrary library, Device& device)
+    : library_(std::move(library)), functions_(std::make_unique<Functions>()) {
+  if (!device.is_host()) device_arena_.emplace(device, "a step's temporaries");
+}
 
 Container::~Container() {
   if (handle_ != nullptr) functions_->destroy(handle_);
 }
 
 Result<std::unique_ptr<Container>> Container::create(std::span<const std::byte> bytes,
-                                                     const std::string& name, const std::string& device) {
+                                                     const std::string& name, Device& device) {
   QWEN_ASSIGN_OR_RETURN(CompiledLibrary library, CompiledLibrary::load(bytes, name));
-  std::unique_ptr<Container> container(new Container(std::move(library)));
+  std::unique_ptr<Container> container(new Container(std::move(library), device));
   QWEN_RETURN_IF_ERROR(container->functions_->find(container->library_));
-  const ArenaScope scope(&container->arena_);
-  if (container->functions_->create(&container->handle_, 1, device.c_str(), nullptr) != 0) {
+  const ArenaScope scope(&container->host_arena_);
+  // "cpu" for a GPU too: that code of a method is compiled for the host and only passes tensors on.
+  if (container->functions_->create(&container->handle_, 1, "cpu", nullptr) != 0) {
     return container->failure("creating the compiled method");
   }
   QWEN_RETURN_IF_ERROR(container->read_constants());
@@ -88,7 +91,7 @@ Status Container::bind(std::span<Tensor* const> tensors) {
   return ok_status();
 }
 
-Result<std::unordered_map<std::string, const Tensor*>> Container::bound() const {
+Result<std::unordered_map<std::string, const Tensor*>> Container::bound() {
   std::unordered_map<std::string, AtenTensorHandle> handles;
   if (functions_->extract(handle_, &handles, /*use_inactive=*/false) != 0) {
     return failure("reading back the constants");
@@ -104,7 +107,12 @@ Result<std::vector<std::unique_ptr<Tensor>>> Container::run(std::vector<std::uni
   input_handles.reserve(inputs.size());
   for (std::unique_ptr<Tensor>& input : inputs) input_handles.push_back(input.release()->handle());
   std::vector<AtenTensorHandle> output_handles(outputs, nullptr);
-  const ArenaScope scope(&arena_);
+  Arena* arena = &host_arena_;
+  if (device_arena_) {
+    device_arena_->begin_run();
+    arena = &*device_arena_;
+  }
+  const ArenaScope scope(arena);
   take_shim_error();
   const AOTIRuntimeError code = functions_->run(handle_, input_handles.data(), input_handles.size(),
                                                 output_handles.data(), outputs, nullptr, nullptr);
@@ -120,8 +128,11 @@ Result<std::vector<std::unique_ptr<Tensor>>> Container::run(std::vector<std::uni
   return results;
 }
 
-Error Container::failure(const char* what) const {
+Error Container::failure(const char* what) {
   std::string message = take_shim_error();
+  if (device_arena_) {
+    if (auto error = device_arena_->take_error()) return *std::move(error);
+  }
   return {ErrorCode::kInternal,
           std::string(what) + " failed" + (message.empty() ? std::string() : ": " + message)};
 }

@@ -6,11 +6,14 @@
 
 #include <cstddef>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
+#include "device.h"
+#include "device_arena.h"
 #include "library.h"
 #include "result.h"
 #include "shims/tensor.h"
@@ -27,9 +30,9 @@ struct ConstantInfo {
 
 class Container {
  public:
-  // `device` is "cpu" or "cuda". Errors: kUnsupported, kInternal.
+  // Where `device` is a GPU, what the method makes while it runs is there. Errors: kUnsupported, kInternal.
   static Result<std::unique_ptr<Container>> create(std::span<const std::byte> library,
-                                                   const std::string& name, const std::string& device);
+                                                   const std::string& name, Device& device);
   ~Container();
   Container(const Container&) = delete;
   Container& operator=(const Container&) = delete;
@@ -39,24 +42,27 @@ class Container {
   // Binds constant i to tensors[i]. REQUIRES: one tensor a constant, alive as long as this container.
   Status bind(std::span<Tensor* const> tensors);
   // What the container itself says it is bound to, by fully qualified name.
-  Result<std::unordered_map<std::string, const Tensor*>> bound() const;
+  Result<std::unordered_map<std::string, const Tensor*>> bound();
 
   // Runs the method. Consumes the inputs; the outputs' memory belongs to this container's arena and is valid
-  // until the outputs are destroyed, which must be before the next run. Error: kInternal with the compiled
-  // code's own message.
+  // until the outputs are destroyed, which must be before the next run. Errors: kInternal with the compiled
+  // code's own message, kOutOfMemory.
   Result<std::vector<std::unique_ptr<Tensor>>> run(std::vector<std::unique_ptr<Tensor>> inputs,
                                                    size_t outputs);
+  // Null where the method runs in this process's memory.
+  DeviceArena* device_arena() { return device_arena_ ? &*device_arena_ : nullptr; }
 
  private:
-  explicit Container(CompiledLibrary library);
+  Container(CompiledLibrary library, Device& device);
   Status read_constants();
-  Error failure(const char* what) const;
+  Error failure(const char* what);
 
   struct Functions;
   CompiledLibrary library_;
   std::unique_ptr<Functions> functions_;
   ContainerHandle handle_ = nullptr;
-  Arena arena_;
+  HostArena host_arena_;
+  std::optional<DeviceArena> device_arena_;
   std::vector<ConstantInfo> constants_;
 };
 

@@ -11,7 +11,6 @@
 #include <string_view>
 #include <utility>
 
-#include "container.h"
 #include "shims/tensor.h"
 
 namespace qwen {
@@ -21,13 +20,6 @@ namespace et = executorch::runtime;
 using nlohmann::json;
 
 thread_local DelegateContext* current_context = nullptr;
-
-// One method, ready to run.
-struct CompiledMethod {
-  std::unique_ptr<Container> container;
-  size_t inputs = 0;
-  size_t outputs = 0;
-};
 
 Error corrupt(const std::string& what) {
   return {ErrorCode::kCorrupt, "the program " + what + "; export the checkpoint again with this version"};
@@ -98,6 +90,7 @@ Result<std::unique_ptr<CompiledMethod>> load_method(std::string_view processed, 
                           Container::create({static_cast<const std::byte*>(library->data()), library->size()},
                                             name, context.device));
     QWEN_RETURN_IF_ERROR(bind_constants(*method->container, name, data, context));
+    context.methods[name] = method.get();
     return method;
   } catch (const json::exception& error) {
     return corrupt(std::string("has an incomplete method description (") + error.what() + ")");
@@ -109,6 +102,7 @@ std::vector<int64_t> sizes_of(const executorch::aten::Tensor& tensor) {
 }
 
 // ExecuTorch's planned buffers are borrowed for the inputs; outputs are copied into its planned buffers.
+// REQUIRES: a program for this process's memory.
 Status run_method(CompiledMethod& method, et::Span<et::EValue*> args) {
   if (args.size() != method.inputs + method.outputs) return corrupt("passes its method the wrong arguments");
   std::vector<std::unique_ptr<Tensor>> inputs;

@@ -5,11 +5,15 @@
 // be inside different scopes at the same time.
 #pragma once
 
+#include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "constants.h"
+#include "container.h"
+#include "device.h"
 #include "result.h"
 
 namespace qwen {
@@ -17,10 +21,20 @@ namespace qwen {
 // The name in the .pte; the exporter's backend has the same one.
 inline constexpr const char* kDelegateName = "QwenAotiBackend";
 
+// One method, ready to run.
+struct CompiledMethod {
+  std::unique_ptr<Container> container;
+  size_t inputs = 0;
+  size_t outputs = 0;
+};
+
 // What a program and the delegate's methods share. One program's calls are made one at a time.
 struct DelegateContext {
-  std::string device;
+  explicit DelegateContext(Device& device) : device(device), constants(device) {}
+
+  Device& device;
   ConstantStore constants;
+  std::map<std::string, CompiledMethod*> methods;  // by name; ExecuTorch's methods own them
   std::vector<BoundConstant> bound;
   std::optional<Error> error;  // why the last call into ExecuTorch failed, in our own words
   std::string log;             // what ExecuTorch itself said last

@@ -15,6 +15,7 @@
 #include "manifest.h"
 #include "result.h"
 #include "sampling.h"
+#include "steps.h"
 #include "tokenizer.h"
 
 namespace qwen {
@@ -24,12 +25,25 @@ class Session;
 struct EngineOptions {
   enum class CudaGraph { kDefault, kOn, kOff };
   CudaGraph cuda_graph = CudaGraph::kDefault;  // without effect on a cpu program: the caller warns
+  // Called, from the thread that runs a step, where something works but slower than it could. It may be null.
+  WarningCallback on_warning = {};
 };
 
 struct LoadStats {
   double load_ms = 0;         // folder to first possible step, digests included
+  double weights_ms = 0;      // of that: reading and checking the weights, and copying them to a GPU
   uint64_t weight_bytes = 0;  // one copy, as bound
   uint64_t state_bytes = 0;   // all slots
+};
+
+// What a cuda program holds on its GPU; without a name for a cpu program.
+struct DeviceStats {
+  std::string name;              // of the GPU
+  uint64_t allocated_bytes = 0;  // by this engine: weights, state, temporaries
+  uint64_t used_bytes = 0;       // of the GPU, by every process
+  uint64_t total_bytes = 0;
+  int64_t graph_nodes = 0;  // kernels of a decode step's CUDA graph; 0 without
+                            // one, as before the second token
 };
 
 class Engine {
@@ -45,6 +59,7 @@ class Engine {
   const Tokenizer& tokenizer() const;
   const ChatFormat& chat() const;
   const LoadStats& load_stats() const;
+  DeviceStats device_stats() const;
 
   // Every constant of both methods with the address its container uses.
   std::vector<BoundConstant> bound_constants() const;

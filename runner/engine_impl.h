@@ -1,8 +1,10 @@
 // What an engine and its sessions share. Internal to engine.cpp and session.cpp.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -17,6 +19,18 @@ struct Engine::Impl {
         tokenizer(std::move(text)),
         chat(std::move(format)),
         slot_taken(static_cast<size_t>(program->manifest().slots), false) {}
+
+  // Error: kInvalidArgument when all slots are in use.
+  Result<int64_t> take_slot() {
+    const auto free = std::find(slot_taken.begin(), slot_taken.end(), false);
+    if (free == slot_taken.end()) {
+      return Error{ErrorCode::kInvalidArgument, "all " + std::to_string(slot_taken.size()) +
+                                                    " slots of the program are in use; close a session, or "
+                                                    "export with more --slots"};
+    }
+    *free = true;
+    return free - slot_taken.begin();
+  }
 
   std::mutex mutex;  // guards program and slot_taken: one step at a time
   std::unique_ptr<Program> program;

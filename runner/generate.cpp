@@ -106,7 +106,9 @@ class Answer {
             per_second(steps, seconds_between(began, Clock::now()));
         return *end;
       }
-      QWEN_ASSIGN_OR_RETURN(token, session_.run({&token, 1}, options_.sampling));
+      // Whether another step follows, if the token that this one samples does not end the answer.
+      const bool go_on = static_cast<int64_t>(generation_.tokens.size()) + 1 < options_.max_new_tokens;
+      QWEN_ASSIGN_OR_RETURN(token, session_.decode(token, options_.sampling, /*ahead=*/go_on));
     }
   }
 

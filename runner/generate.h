@@ -63,10 +63,11 @@ Result<std::vector<int64_t>> encode_chat(const Engine& engine, std::span<const C
 // The natural logarithm of softmax(logits)[token]. REQUIRES: 0 <= token < logits.size().
 double log_probability(std::span<const float> logits, int64_t token);
 
-// Resets `session`, runs the prompt and generates; the last token is not run. With `echo` the first piece is
-// the prompt, special tokens included; with `logprobs`, and only then, the session keeps its logits.
-// `session` must be of `engine`; `cancel` and `on_piece` may be null/empty. Errors: kInvalidArgument (empty
-// prompt, prompt longer than max_seq_len, an id outside the vocabulary), kInternal.
+// Resets `session`, runs the prompt and generates; the last token is not run, except that on a GPU one that
+// ends the answer early may be running already: reset the session before it is used otherwise. With `echo`
+// the first piece is the prompt, special tokens included; with `logprobs`, and only then, the session keeps
+// its logits. `session` must be of `engine`; `cancel` and `on_piece` may be null/empty. Errors:
+// kInvalidArgument (empty prompt, prompt longer than max_seq_len, an id outside the vocabulary), kInternal.
 Result<Generation> generate(Engine& engine, Session& session, std::span<const int64_t> prompt,
                             const GenerateOptions& options, const PieceCallback& on_piece = {},
                             const CancelFlag* cancel = nullptr);

@@ -2,9 +2,9 @@
 
 #include <executorch/extension/data_loader/buffer_data_loader.h>
 #include <executorch/extension/flat_tensor/flat_tensor_data_map.h>
-#include <executorch/extension/tensor/tensor_ptr_maker.h>
 #include <executorch/runtime/platform/runtime.h>
 
+#include <chrono>
 #include <optional>
 #include <utility>
 
@@ -13,11 +13,18 @@
 #include "file.h"
 #include "method.h"
 
+#ifdef QWEN_CUDA
+#include "cuda_device.h"
+#include "cuda_error.h"
+#include "cuda_steps.h"
+#include "cuda_upload.h"
+#endif
+
 namespace qwen {
 namespace {
 
 namespace et = executorch::runtime;
-using executorch::aten::ScalarType;
+using Clock = std::chrono::steady_clock;
 using executorch::extension::BufferDataLoader;
 using executorch::extension::FlatTensorDataMap;
 
@@ -25,24 +32,37 @@ constexpr const char* kModelFile = "model.pte";
 constexpr const char* kWeightsFile = "model.ptd";
 constexpr const char* kTokenizerFile = "tokenizer.json";
 
-Result<MappedFile> open_verified(const std::string& folder, const char* name, const Manifest& manifest) {
-  const std::string path = folder + "/" + name;
+double milliseconds_since(Clock::time_point began) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - began).count();
+}
+
+Result<const FileDigest*> find_digest(const std::string& folder, const char* name, const Manifest& manifest) {
   const auto digest = manifest.files.find(name);
   if (digest == manifest.files.end()) {
     return Error{ErrorCode::kCorrupt,
                  folder + "/" + kManifestFile + " does not list " + name + "; export the checkpoint again"};
   }
+  return &digest->second;
+}
+
+Result<MappedFile> open_verified(const std::string& folder, const char* name, const Manifest& manifest) {
+  const std::string path = folder + "/" + name;
+  QWEN_ASSIGN_OR_RETURN(const FileDigest* digest, find_digest(folder, name, manifest));
   QWEN_ASSIGN_OR_RETURN(MappedFile file, MappedFile::open(path));
-  QWEN_RETURN_IF_ERROR(verify_digest(file.bytes(), digest->second, path));
+  QWEN_RETURN_IF_ERROR(verify_digest(file.bytes(), *digest, path));
   return file;
 }
 
-Status check_target(const Manifest& manifest, const std::string& folder) {
-  if (manifest.device != "cpu") {
-    return Error{ErrorCode::kUnsupported,
-                 folder + " is a program for " + manifest.device +
-                     ", this runner is built for cpu only; export with --target cpu"};
-  }
+// Its digest is left to who reads all of it.
+Result<MappedFile> open_unverified(const std::string& folder, const char* name, const Manifest& manifest) {
+  const std::string path = folder + "/" + name;
+  QWEN_ASSIGN_OR_RETURN(const FileDigest* digest, find_digest(folder, name, manifest));
+  QWEN_ASSIGN_OR_RETURN(MappedFile file, MappedFile::open(path));
+  QWEN_RETURN_IF_ERROR(check_size(file.bytes().size(), *digest, path));
+  return file;
+}
+
+Status check_isa(const Manifest& manifest, const std::string& folder) {
   if (!cpu_supports(manifest.isa)) {
     return Error{ErrorCode::kUnsupported,
                  folder + " was compiled for " + manifest.isa +
@@ -51,51 +71,14 @@ Status check_target(const Manifest& manifest, const std::string& folder) {
   return ok_status();
 }
 
-// The inputs of one step, laid out as ExecuTorch tensors over this object's own memory.
-class StepInputs {
- public:
-  StepInputs(std::span<const int64_t> tokens, int64_t position, int64_t slot, const SamplingOptions& sampling,
-             int64_t generated_from)
-      : tokens_(tokens.begin(), tokens.end()),
-        integers_{position, slot, sampling.top_k, sampling.seed, generated_from},
-        floats_{static_cast<float>(sampling.temperature), static_cast<float>(sampling.top_p),
-                static_cast<float>(sampling.min_p), static_cast<float>(sampling.presence_penalty),
-                static_cast<float>(sampling.repetition_penalty)} {
-    add(tokens_.data(), {1, static_cast<int32_t>(tokens_.size())}, ScalarType::Long);
-    add(&integers_[0], {1}, ScalarType::Long);  // position
-    add(&integers_[1], {1}, ScalarType::Long);  // slot
-    add(&floats_[0], {1}, ScalarType::Float);   // temperature
-    add(&integers_[2], {1}, ScalarType::Long);  // top_k
-    add(&floats_[1], {1}, ScalarType::Float);   // top_p
-    add(&floats_[2], {1}, ScalarType::Float);   // min_p
-    add(&floats_[3], {1}, ScalarType::Float);   // presence_penalty
-    add(&floats_[4], {1}, ScalarType::Float);   // repetition_penalty
-    add(&integers_[3], {1}, ScalarType::Long);  // seed
-    add(&integers_[4], {1}, ScalarType::Long);  // generated_from
-  }
-
-  const std::vector<et::EValue>& values() const { return values_; }
-
- private:
-  void add(void* data, std::vector<int32_t> sizes, ScalarType dtype) {
-    tensors_.push_back(executorch::extension::from_blob(data, std::move(sizes), dtype));
-    values_.emplace_back(tensors_.back());
-  }
-
-  std::vector<int64_t> tokens_;
-  std::array<int64_t, 5> integers_;
-  std::array<float, 5> floats_;
-  std::vector<executorch::extension::TensorPtr> tensors_;
-  std::vector<et::EValue> values_;
-};
-
 }  // namespace
 
-// Members are destroyed in reverse: methods before what they are bound to.
+// Members are destroyed in reverse: steps and methods before what they are bound to.
 struct Program::Impl {
   std::string folder;
   Manifest manifest;
   std::string tokenizer_json;
+  std::unique_ptr<Device> device;
   MappedFile model_file;
   MappedFile weights_file;
   DelegateContext context;
@@ -105,17 +88,23 @@ struct Program::Impl {
   std::optional<et::Program> program;
   std::unique_ptr<Method> prefill;
   std::unique_ptr<Method> decode;
-  std::span<const float> logits;
+  std::unique_ptr<Steps> steps;
+  double weights_ms = 0;
 
-  Impl(std::string folder, Manifest manifest, MappedFile model, MappedFile weights)
+  Impl(std::string folder, Manifest manifest, std::unique_ptr<Device> on, MappedFile model,
+       MappedFile weights)
       : folder(std::move(folder)),
         manifest(std::move(manifest)),
+        device(std::move(on)),
         model_file(std::move(model)),
-        weights_file(std::move(weights)) {}
+        weights_file(std::move(weights)),
+        context(*device) {}
 
   Status parse();
   Status load_methods();
   Status check_metadata();
+  Status prepare_device();
+  Status make_steps(bool cuda_graph, WarningCallback warn);
 };
 
 Status Program::Impl::parse() {
@@ -142,7 +131,6 @@ Status Program::Impl::parse() {
 }
 
 Status Program::Impl::load_methods() {
-  context.device = manifest.device;
   QWEN_ASSIGN_OR_RETURN(prefill, Method::load(*program, "prefill", &*weights, &context));
   QWEN_ASSIGN_OR_RETURN(decode, Method::load(*program, "decode", &*weights, &context));
   if (prefill->output_count() != 2 || decode->output_count() != 2) {
@@ -172,30 +160,83 @@ Status Program::Impl::check_metadata() {
   return ok_status();
 }
 
+#ifdef QWEN_CUDA
+// Room on the GPU for temporaries, the kernels' code and a CUDA graph, beside weights and state: enough for
+// prefill in chunks of 2048 tokens of the largest model this runs.
+constexpr uint64_t kGpuReserve = uint64_t{512} << 20;
+#endif
+
+// Makes room for the weights on a GPU, where there must be some for the rest too; nothing has been read yet.
+Status Program::Impl::prepare_device() {
+#ifdef QWEN_CUDA
+  if (!device->is_host()) {
+    const auto& gpu = static_cast<const CudaDevice&>(*device);
+    const uint64_t weight_bytes = weights_file.bytes().size();
+    QWEN_RETURN_IF_ERROR(gpu.require_free(weight_bytes, folder + "'s weights"));
+  }
+#endif
+  return context.constants.reserve_weights(weights_file.bytes());
+}
+
+Status Program::Impl::make_steps(bool cuda_graph, WarningCallback warn) {
+#ifdef QWEN_CUDA
+  if (!device->is_host()) {
+    auto& gpu = static_cast<CudaDevice&>(*device);
+    QWEN_RETURN_IF_ERROR(gpu.require_free(
+        kGpuReserve, "a step's temporaries, beside " + readable_bytes(weights_file.bytes().size()) +
+                         " of weights and " + readable_bytes(context.constants.state_bytes()) + " of state"));
+    QWEN_ASSIGN_OR_RETURN(steps, CudaSteps::make(gpu, manifest, *context.methods.at("prefill"),
+                                                 *context.methods.at("decode"), cuda_graph, std::move(warn)));
+    // The methods are bound to where the weights will be: all that can be refused without reading them has
+    // been.
+    QWEN_ASSIGN_OR_RETURN(const FileDigest* digest, find_digest(folder, kWeightsFile, manifest));
+    const auto began = Clock::now();
+    QWEN_RETURN_IF_ERROR(upload_verified(weights_file, *digest, folder + "/" + kWeightsFile,
+                                         context.constants.weights_memory()));
+    weights_ms = milliseconds_since(began);
+    return ok_status();
+  }
+#endif
+  (void)cuda_graph;
+  (void)warn;
+  steps = make_host_steps(*prefill, *decode);
+  return ok_status();
+}
+
 Program::Program(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Program::~Program() = default;
 
-Result<std::unique_ptr<Program>> Program::load(const std::string& path) {
+Result<std::unique_ptr<Program>> Program::load(const std::string& path, bool cuda_graph,
+                                               WarningCallback warn) {
   et::runtime_init();
   QWEN_RETURN_IF_ERROR(register_delegate());
   const std::string manifest_path = path + "/" + kManifestFile;
   QWEN_ASSIGN_OR_RETURN(const std::string text, read_file(manifest_path));
   QWEN_ASSIGN_OR_RETURN(Manifest manifest, Manifest::parse(text, manifest_path));
-  QWEN_RETURN_IF_ERROR(check_target(manifest, path));
+  QWEN_ASSIGN_OR_RETURN(auto device, open_device(manifest.device, path));
+  QWEN_RETURN_IF_ERROR(check_isa(manifest, path));
   QWEN_ASSIGN_OR_RETURN(MappedFile model, open_verified(path, kModelFile, manifest));
-  QWEN_ASSIGN_OR_RETURN(MappedFile weights, open_verified(path, kWeightsFile, manifest));
+  const auto began = Clock::now();
+  QWEN_ASSIGN_OR_RETURN(MappedFile weights, device->is_host()
+                                                ? open_verified(path, kWeightsFile, manifest)
+                                                : open_unverified(path, kWeightsFile, manifest));
+  const double weights_ms = milliseconds_since(began);
   QWEN_ASSIGN_OR_RETURN(const MappedFile tokenizer, open_verified(path, kTokenizerFile, manifest));
   // The rest is for other readers (Python's chat); a program is whole or it is not.
   for (const auto& [name, digest] : manifest.files) {
     if (name == kModelFile || name == kWeightsFile || name == kTokenizerFile) continue;
     QWEN_RETURN_IF_ERROR(open_verified(path, name.c_str(), manifest));
   }
-  auto impl = std::make_unique<Impl>(path, std::move(manifest), std::move(model), std::move(weights));
+  auto impl = std::make_unique<Impl>(path, std::move(manifest), std::move(device), std::move(model),
+                                     std::move(weights));
   impl->tokenizer_json.assign(reinterpret_cast<const char*>(tokenizer.bytes().data()),
                               tokenizer.bytes().size());
+  impl->weights_ms = weights_ms;
+  QWEN_RETURN_IF_ERROR(impl->prepare_device());
   QWEN_RETURN_IF_ERROR(impl->parse());
   QWEN_RETURN_IF_ERROR(impl->check_metadata());
   QWEN_RETURN_IF_ERROR(impl->load_methods());
+  QWEN_RETURN_IF_ERROR(impl->make_steps(cuda_graph, std::move(warn)));
   return std::unique_ptr<Program>(new Program(std::move(impl)));
 }
 
@@ -203,18 +244,22 @@ const Manifest& Program::manifest() const { return impl_->manifest; }
 const std::string& Program::tokenizer_json() const { return impl_->tokenizer_json; }
 ConstantStore& Program::constants() { return impl_->context.constants; }
 const std::vector<BoundConstant>& Program::bound_constants() const { return impl_->context.bound; }
+const Device& Program::device() const { return *impl_->device; }
 
-Result<int64_t> Program::step(std::span<const int64_t> tokens, int64_t position, int64_t slot,
-                              const SamplingOptions& sampling, int64_t generated_from) {
-  Method& method = tokens.size() == 1 ? *impl_->decode : *impl_->prefill;
-  const StepInputs inputs(tokens, position, slot, sampling, generated_from);
-  QWEN_RETURN_IF_ERROR(method.run(inputs.values()));
-  const et::EValue token = method.output(0);
-  const et::EValue logits = method.output(1);
-  impl_->logits = {logits.toTensor().const_data_ptr<float>(), static_cast<size_t>(logits.toTensor().numel())};
-  return token.toTensor().const_data_ptr<int64_t>()[0];
+Result<int64_t> Program::run(const Step& step) { return impl_->steps->run(step); }
+std::span<const float> Program::logits() const { return impl_->steps->logits(); }
+int64_t Program::graph_nodes() const { return impl_->steps->graph_nodes(); }
+
+Status Program::clear_slot(int64_t slot) {
+  impl_->steps->discard(slot);
+  return impl_->context.constants.zero_slot(slot);
 }
 
-std::span<const float> Program::logits() const { return impl_->logits; }
+Status Program::copy_slot(int64_t from, int64_t to) {
+  impl_->steps->discard(to);
+  return impl_->context.constants.copy_slot(from, to);
+}
+
+double Program::weights_ms() const { return impl_->weights_ms; }
 
 }  // namespace qwen

@@ -13,15 +13,17 @@
 #include "constants.h"
 #include "manifest.h"
 #include "result.h"
-#include "sampling.h"
+#include "steps.h"
 
 namespace qwen {
 
 class Program {
  public:
-  // Reads the manifest, checks every file against it, then loads. Errors: kNotFound, kCorrupt, kUnsupported,
-  // kOutOfMemory, kIo.
-  static Result<std::unique_ptr<Program>> load(const std::string& path);
+  // Reads the manifest, checks every file against it, then loads. On a GPU, decode steps are replayed from a
+  // CUDA graph if `cuda_graph`; `warn` (which may be null, and outlives the program) hears where that fails.
+  // Errors: kNotFound, kCorrupt, kUnsupported, kOutOfMemory, kIo.
+  static Result<std::unique_ptr<Program>> load(const std::string& path, bool cuda_graph,
+                                               WarningCallback warn);
   ~Program();
   Program(const Program&) = delete;
   Program& operator=(const Program&) = delete;
@@ -31,12 +33,19 @@ class Program {
   ConstantStore& constants();
   const std::vector<BoundConstant>& bound_constants() const;
 
-  // Runs tokens [T] at `position` of `slot`: prefill for 2 <= T <= chunk, decode for T = 1. Returns the next
-  // token. REQUIRES: ids inside the vocabulary, slot inside the slots, position + T <= max_seq_len.
-  Result<int64_t> step(std::span<const int64_t> tokens, int64_t position, int64_t slot,
-                       const SamplingOptions& sampling, int64_t generated_from);
-  // Logits [V] float32 of the last step; valid until the next.
+  const Device& device() const;
+
+  // Runs a step and returns the next token. REQUIRES: ids inside the vocabulary, slot inside the slots,
+  // position + T <= max_seq_len.
+  Result<int64_t> run(const Step& step);
+  // Logits [V] float32 of the last step, if it kept them; valid until the next.
   std::span<const float> logits() const;
+  // Zero-fills a slot's state; a step of it that ran ahead is forgotten.
+  Status clear_slot(int64_t slot);
+  // Makes slot `to` a copy of slot `from`; a step of `to` that ran ahead is forgotten.
+  Status copy_slot(int64_t from, int64_t to);
+  double weights_ms() const;    // how long the weights took to be read and checked, and to reach a GPU
+  int64_t graph_nodes() const;  // of the CUDA graph; 0 without one, as before the first answer
 
  private:
   struct Impl;

@@ -13,6 +13,8 @@ struct SamplingOptions {
   double presence_penalty = 0.0;    // subtracted once from every token generated before
   double repetition_penalty = 1.0;  // divides (or multiplies, if negative) the logits of tokens seen before
   int64_t seed = 0;                 // same seed, prompt and program: same text
+
+  bool operator==(const SamplingOptions&) const = default;
 };
 
 }  // namespace qwen

@@ -18,6 +18,7 @@ Session::Session(Session&& other) noexcept
       position_(other.position_),
       generated_from_(other.generated_from_),
       poisoned_(other.poisoned_),
+      ahead_(other.ahead_),
       keep_logits_(other.keep_logits_),
       logits_(std::move(other.logits_)) {}
 
@@ -27,6 +28,7 @@ Session& Session::operator=(Session&& other) noexcept {
   std::swap(position_, other.position_);
   std::swap(generated_from_, other.generated_from_);
   std::swap(poisoned_, other.poisoned_);
+  std::swap(ahead_, other.ahead_);
   std::swap(keep_logits_, other.keep_logits_);
   std::swap(logits_, other.logits_);
   return *this;
@@ -38,8 +40,7 @@ Session::~Session() {
   engine_->impl_->slot_taken[static_cast<size_t>(slot_)] = false;
 }
 
-Result<int64_t> Session::run(std::span<const int64_t> tokens, const SamplingOptions& sampling,
-                             int64_t chunk) {
+Status Session::check(std::span<const int64_t> tokens, const SamplingOptions& sampling) const {
   const Manifest& manifest = engine_->manifest();
   if (poisoned_) {
     return Error{ErrorCode::kInvalidArgument, "the session failed before; reset it before the next step"};
@@ -59,25 +60,58 @@ Result<int64_t> Session::run(std::span<const int64_t> tokens, const SamplingOpti
                                                     std::to_string(manifest.vocab_size) + ")"};
     }
   }
-  const int64_t most = chunk > 0 ? std::min(chunk, manifest.chunk) : manifest.chunk;
+  if (ahead_ && (count != 1 || tokens[0] != ahead_->token || sampling != ahead_->sampling ||
+                 generated_from_ != ahead_->generated_from)) {
+    return Error{ErrorCode::kInvalidArgument, "the session has run token " + std::to_string(ahead_->token) +
+                                                  " ahead and can go on with nothing else; reset it first"};
+  }
+  return ok_status();
+}
+
+Result<int64_t> Session::step(std::span<const int64_t> tokens, const SamplingOptions& sampling, bool ahead) {
+  const auto count = static_cast<int64_t>(tokens.size());
+  const bool can_run_ahead = !engine_->impl_->program->device().is_host() && !keep_logits_ && count == 1 &&
+                             position_ + 1 < engine_->manifest().max_seq_len;
+  const Step step = {.tokens = tokens,
+                     .position = position_,
+                     .slot = slot_,
+                     .sampling = sampling,
+                     .generated_from = generated_from_,
+                     .ahead = ahead && can_run_ahead,
+                     .logits = keep_logits_};
+  const std::lock_guard lock(engine_->impl_->mutex);
+  ahead_.reset();
+  auto sampled = engine_->impl_->program->run(step);
+  if (!sampled.ok()) {
+    poisoned_ = true;
+    return sampled.error();
+  }
+  if (keep_logits_) {
+    const auto logits = engine_->impl_->program->logits();
+    logits_.assign(logits.begin(), logits.end());
+  }
+  position_ += count;
+  if (step.ahead) ahead_ = {*sampled, sampling, generated_from_};
+  return sampled;
+}
+
+Result<int64_t> Session::run(std::span<const int64_t> tokens, const SamplingOptions& sampling,
+                             int64_t chunk) {
+  QWEN_RETURN_IF_ERROR(check(tokens, sampling));
+  const int64_t longest = engine_->manifest().chunk;
+  const auto most = static_cast<size_t>(chunk > 0 ? std::min(chunk, longest) : longest);
   int64_t next = -1;
   while (!tokens.empty()) {
-    const auto piece = tokens.first(std::min<size_t>(tokens.size(), static_cast<size_t>(most)));
-    const std::lock_guard lock(engine_->impl_->mutex);
-    auto sampled = engine_->impl_->program->step(piece, position_, slot_, sampling, generated_from_);
-    if (!sampled.ok()) {
-      poisoned_ = true;
-      return sampled.error();
-    }
-    next = *sampled;
-    if (keep_logits_) {
-      const auto logits = engine_->impl_->program->logits();
-      logits_.assign(logits.begin(), logits.end());
-    }
-    position_ += static_cast<int64_t>(piece.size());
+    const auto piece = tokens.first(std::min(tokens.size(), most));
+    QWEN_ASSIGN_OR_RETURN(next, step(piece, sampling, /*ahead=*/false));
     tokens = tokens.subspan(piece.size());
   }
   return next;
+}
+
+Result<int64_t> Session::decode(int64_t token, const SamplingOptions& sampling, bool ahead) {
+  QWEN_RETURN_IF_ERROR(check({&token, 1}, sampling));
+  return step({&token, 1}, sampling, ahead);
 }
 
 void Session::keep_logits(bool keep) {
@@ -94,23 +128,48 @@ Result<std::span<const float>> Session::logits() const {
 
 Status Session::reset() {
   const std::lock_guard lock(engine_->impl_->mutex);
-  engine_->impl_->program->constants().zero_slot(slot_);
+  ahead_.reset();
+  poisoned_ = true;
+  QWEN_RETURN_IF_ERROR(engine_->impl_->program->clear_slot(slot_));
   position_ = 0;
   generated_from_ = INT64_MAX;
   poisoned_ = false;
   return ok_status();
 }
 
+Result<Session> Session::fork() {
+  if (poisoned_ || ahead_) {
+    return Error{ErrorCode::kInvalidArgument, std::string("a session that ") +
+                                                  (poisoned_ ? "has failed" : "has run a token ahead") +
+                                                  " cannot be forked; reset it first"};
+  }
+  const std::lock_guard lock(engine_->impl_->mutex);
+  QWEN_ASSIGN_OR_RETURN(const int64_t slot, engine_->impl_->take_slot());
+  Session copy(engine_, slot);
+  if (Status copied = engine_->impl_->program->copy_slot(slot_, slot); !copied.ok()) {
+    copy.engine_ = nullptr;  // the lock that giving the slot back takes is held
+    engine_->impl_->slot_taken[static_cast<size_t>(slot)] = false;
+    return copied.error();
+  }
+  copy.position_ = position_;
+  copy.generated_from_ = generated_from_;
+  copy.keep_logits_ = keep_logits_;
+  copy.logits_ = logits_;
+  return copy;
+}
+
 int64_t Session::position() const { return position_; }
 int64_t Session::slot() const { return slot_; }
 void Session::set_generated_from(int64_t position) { generated_from_ = position; }
 
-Result<std::span<std::byte>> Session::state(const char* name) {
-  const Tensor* state = engine_->impl_->program->constants().find_state(name);
-  if (state == nullptr) {
-    return Error{ErrorCode::kNotFound, std::string("the program has no state ") + name};
-  }
-  return ConstantStore::slot(*state, slot_);
+Result<std::vector<std::byte>> Session::read_state(const std::string& name) const {
+  const std::lock_guard lock(engine_->impl_->mutex);
+  return engine_->impl_->program->constants().read_state(name, slot_);
+}
+
+Status Session::write_state(const std::string& name, std::span<const std::byte> bytes) {
+  const std::lock_guard lock(engine_->impl_->mutex);
+  return engine_->impl_->program->constants().write_state(name, slot_, bytes);
 }
 
 }  // namespace qwen

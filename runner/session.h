@@ -4,8 +4,11 @@
 // different threads. Any error while stepping poisons the session until reset().
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "result.h"
@@ -30,6 +33,12 @@ class Session {
   // kInternal.
   Result<int64_t> run(std::span<const int64_t> tokens, const SamplingOptions& sampling, int64_t chunk = 0);
 
+  // Runs one token as run() does. With `ahead` a GPU begins to run the token that this returns before it
+  // returns, so that it need not wait for the caller: the session then goes on by decode() or run() of that
+  // very token with the same sampling, or by reset(). Without effect where the slot would be full, and while
+  // logits are kept. Error, beside those of run(): kInvalidArgument for another token than the one run ahead.
+  Result<int64_t> decode(int64_t token, const SamplingOptions& sampling, bool ahead);
+
   // Whether run() copies the logits out for logits(); off at first, since a copy of [vocab_size] a step is
   // not free.
   void keep_logits(bool keep);
@@ -39,22 +48,41 @@ class Session {
   // Zero-fills the slot and returns to position 0; clears a poisoned session.
   Status reset();
 
+  // Another session that begins where this one is, in a slot of its own: a copy of the state, after which
+  // neither knows of the other. Errors: kInvalidArgument (no slot is free, or this session has failed or run
+  // ahead), kInternal.
+  Result<Session> fork();
+
   int64_t position() const;  // tokens in the state
   int64_t slot() const;
   // The position from which tokens count as generated rather than prompt.
   void set_generated_from(int64_t position);
 
-  // This slot's bytes of the state tensor `name`, for tests and inspection. Errors: kNotFound.
-  Result<std::span<std::byte>> state(const char* name);
+  // This slot's bytes of the state tensor `name`, copied, for tests and inspection. Errors: kNotFound,
+  // kInternal.
+  Result<std::vector<std::byte>> read_state(const std::string& name) const;
+  // Overwrites them, for tests. Errors: kNotFound, kInvalidArgument (another size), kInternal.
+  Status write_state(const std::string& name, std::span<const std::byte> bytes);
 
  private:
   friend class Engine;
+  // What the GPU runs before it was asked for.
+  struct Ahead {
+    int64_t token;
+    SamplingOptions sampling;
+    int64_t generated_from;
+  };
+
   Session(Engine* engine, int64_t slot);
+  // Runs tokens that were checked, at most a chunk of them.
+  Result<int64_t> step(std::span<const int64_t> tokens, const SamplingOptions& sampling, bool ahead);
+  Status check(std::span<const int64_t> tokens, const SamplingOptions& sampling) const;
   Engine* engine_ = nullptr;
   int64_t slot_ = -1;
   int64_t position_ = 0;
   int64_t generated_from_ = INT64_MAX;
   bool poisoned_ = false;
+  std::optional<Ahead> ahead_;
   bool keep_logits_ = false;
   std::vector<float> logits_;
 };

@@ -49,7 +49,19 @@ nlohmann::ordered_json timings_json(const Timings& timings) {
           {"decode_tokens_per_second", timings.decode_tokens_per_second}};
 }
 
-nlohmann::ordered_json generation_json(const Generation& generation, const MemoryUsage& memory) {
+nlohmann::ordered_json gpu_json(const DeviceStats& device, const LoadStats& load) {
+  if (device.name.empty()) return nullptr;
+  return {{"name", device.name},
+          {"allocated_bytes", device.allocated_bytes},
+          {"used_bytes", device.used_bytes},
+          {"total_bytes", device.total_bytes},
+          {"cuda_graph", device.graph_nodes > 0},
+          {"graph_nodes", device.graph_nodes},
+          {"load_weights_ms", load.weights_ms}};
+}
+
+nlohmann::ordered_json generation_json(const Generation& generation, const MemoryUsage& memory,
+                                       const nlohmann::ordered_json& gpu) {
   nlohmann::ordered_json object = {{"text", generation.text},
                                    {"tokens", generation.tokens},
                                    {"prompt_tokens", generation.prompt_tokens},
@@ -60,10 +72,14 @@ nlohmann::ordered_json generation_json(const Generation& generation, const Memor
   if (!generation.logprobs.empty()) {
     object["logprobs"] = generation.logprobs;
   }
+  if (!gpu.is_null()) {
+    object["gpu"] = gpu;
+  }
   return object;
 }
 
-std::string statistics_line(const Generation& generation, const MemoryUsage& memory) {
+std::string statistics_line(const Generation& generation, const MemoryUsage& memory,
+                            const DeviceStats& device) {
   const Timings& timings = generation.timings;
   std::string line =
       format("prompt %lld tokens, answer %zu tokens (%s)", static_cast<long long>(generation.prompt_tokens),
@@ -77,6 +93,9 @@ std::string statistics_line(const Generation& generation, const MemoryUsage& mem
   }
   line += format(", load %.0f ms, peak memory %.0f MiB", timings.load_ms,
                  static_cast<double>(memory.peak_resident_bytes) / (1 << 20));
+  if (!device.name.empty()) {
+    line += format(", GPU memory %.0f MiB", static_cast<double>(device.allocated_bytes) / (1 << 20));
+  }
   if (generation.seed != 0) {
     line += format(", seed %lld", static_cast<long long>(generation.seed));
   }

@@ -25,11 +25,17 @@ MemoryUsage measure_memory(const LoadStats& load);
 nlohmann::ordered_json memory_json(const MemoryUsage& memory);
 nlohmann::ordered_json timings_json(const Timings& timings);
 
-// {"text", "tokens", "prompt_tokens", "finish_reason", "seed", "timings", "memory"}, and "logprobs" where
-// there are any.
-nlohmann::ordered_json generation_json(const Generation& generation, const MemoryUsage& memory);
+// {"name", "allocated_bytes", "used_bytes", "total_bytes", "cuda_graph", "graph_nodes", "load_weights_ms"} of
+// a cuda program; null for a cpu program.
+nlohmann::ordered_json gpu_json(const DeviceStats& device, const LoadStats& load);
+
+// {"text", "tokens", "prompt_tokens", "finish_reason", "seed", "timings", "memory"}, and "logprobs" and "gpu"
+// where there are any.
+nlohmann::ordered_json generation_json(const Generation& generation, const MemoryUsage& memory,
+                                       const nlohmann::ordered_json& gpu);
 
 // For a person, one line without its end: what was not measured is left out.
-std::string statistics_line(const Generation& generation, const MemoryUsage& memory);
+std::string statistics_line(const Generation& generation, const MemoryUsage& memory,
+                            const DeviceStats& device);
 
 }  // namespace qwen

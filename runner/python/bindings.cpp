@@ -7,6 +7,8 @@
 #include <pybind11/stl.h>
 
 #include <nlohmann/json.hpp>
+#include <optional>
+#include <span>
 
 #include "chat.h"
 #include "conversions.h"
@@ -100,20 +102,34 @@ py::list option_list() {
   return list;
 }
 
+EngineOptions engine_options(std::optional<bool> cuda_graph) {
+  EngineOptions options;
+  if (cuda_graph) {
+    options.cuda_graph = *cuda_graph ? EngineOptions::CudaGraph::kOn : EngineOptions::CudaGraph::kOff;
+  }
+  options.on_warning = [](const std::string& message) {
+    const py::gil_scoped_acquire gil;
+    // Where warnings are errors, the step that warns goes on all the same.
+    if (PyErr_WarnEx(PyExc_RuntimeWarning, message.c_str(), 1) != 0) PyErr_WriteUnraisable(nullptr);
+  };
+  return options;
+}
+
 void bind_engine(py::module_& module) {
   py::class_<Cancel>(module, "Cancel").def(py::init<>()).def("set", [](Cancel& cancel) {
     cancel.flag = true;
   });
 
   py::class_<Engine>(module, "Engine")
-      .def(py::init([](const std::string& path) {
+      .def(py::init([](const std::string& path, std::optional<bool> cuda_graph) {
+             const EngineOptions options = engine_options(cuda_graph);
              auto engine = [&] {
                const py::gil_scoped_release release;
-               return Engine::load(path);
+               return Engine::load(path, options);
              }();
              return unwrap(std::move(engine));
            }),
-           py::arg("path"))
+           py::arg("path"), py::arg("cuda_graph") = py::none())
       .def("generate", &generate_answer, py::arg("prompt"), py::arg("options"), py::arg("on_piece"),
            py::arg("cancel"))
       .def(
@@ -152,6 +168,19 @@ void bind_engine(py::module_& module) {
       .def_property_readonly("vocab_size", [](const Engine& engine) { return engine.manifest().vocab_size; })
       .def_property_readonly("chunk", [](const Engine& engine) { return engine.manifest().chunk; })
       .def_property_readonly("slots", [](const Engine& engine) { return engine.manifest().slots; })
+      .def_property_readonly("device", [](const Engine& engine) { return engine.manifest().device; })
+      .def_property_readonly("gpu",
+                             [](const Engine& engine) -> py::object {
+                               const DeviceStats gpu = engine.device_stats();
+                               if (gpu.name.empty()) return py::none();
+                               py::dict dict;
+                               dict["name"] = gpu.name;
+                               dict["allocated_bytes"] = gpu.allocated_bytes;
+                               dict["used_bytes"] = gpu.used_bytes;
+                               dict["total_bytes"] = gpu.total_bytes;
+                               dict["graph_nodes"] = gpu.graph_nodes;
+                               return dict;
+                             })
       .def_property_readonly("memory", [](const Engine& engine) {
         const MemoryUsage memory = measure_memory(engine.load_stats());
         py::dict dict;
@@ -177,6 +206,19 @@ void bind_session(py::module_& module) {
             return unwrap(std::move(next));
           },
           py::arg("engine"), py::arg("tokens"), py::arg("options"), py::arg("chunk") = 0)
+      .def(
+          "decode",
+          [](Session& session, const Engine& engine, int64_t token, const py::dict& options, bool ahead) {
+            const SamplingOptions sampling = to_options(engine, options).sampling;
+            Result<int64_t> next = [&] {
+              const py::gil_scoped_release release;
+              return session.decode(token, sampling, ahead);
+            }();
+            return unwrap(std::move(next));
+          },
+          py::arg("engine"), py::arg("token"), py::arg("options"), py::arg("ahead"))
+      .def(
+          "fork", [](Session& session) { return unwrap(session.fork()); }, py::keep_alive<0, 1>())
       .def("keep_logits", &Session::keep_logits, py::arg("keep"))
       .def("logits",
            [](const Session& session) {
@@ -185,13 +227,20 @@ void bind_session(py::module_& module) {
            })
       .def(
           "state",
-          [](const py::object& self, const char* name) {
-            const auto bytes = unwrap(self.cast<Session&>().state(name));
-            // A view: tests write to it.
+          [](const Session& session, const std::string& name) {
+            const auto bytes = unwrap(session.read_state(name));
             return py::array_t<uint8_t>(static_cast<py::ssize_t>(bytes.size()),
-                                        reinterpret_cast<uint8_t*>(bytes.data()), self);
+                                        reinterpret_cast<const uint8_t*>(bytes.data()));
           },
           py::arg("name"))
+      .def(
+          "write_state",
+          [](Session& session, const std::string& name,
+             const py::array_t<uint8_t, py::array::c_style | py::array::forcecast>& bytes) {
+            unwrap(session.write_state(
+                name, std::as_bytes(std::span(bytes.data(), static_cast<size_t>(bytes.size())))));
+          },
+          py::arg("name"), py::arg("bytes"))
       .def("reset", [](Session& session) { unwrap(session.reset()); })
       .def("set_generated_from", &Session::set_generated_from, py::arg("position"))
       .def_property_readonly("position", &Session::position)
@@ -220,7 +269,12 @@ void bind_tokenizer(py::module_& module) {
 
 }  // namespace
 
-PYBIND11_MODULE(_core, module) {
+// Tests build this a second time, with an emulated GPU.
+#ifndef QWEN_CORE_MODULE
+#define QWEN_CORE_MODULE _core
+#endif
+
+PYBIND11_MODULE(QWEN_CORE_MODULE, module) {
   module.doc() = "The C++ runner; use qwen_runner.Runner instead.";
   module.attr("__version__") = QWEN_VERSION;
   bind_engine(module);

@@ -12,6 +12,10 @@
 
 #include "shims/tensor.h"
 
+#ifdef QWEN_CUDA
+#include "shims/cuda_scope.h"
+#endif
+
 using qwen::ScalarType;
 using qwen::Tensor;
 
@@ -209,7 +213,18 @@ QWEN_SHIM AOTITorchError qwen_aoti_torch_clone(AtenTensorHandle tensor, AtenTens
     const Tensor& from = *Tensor::from(tensor);
     auto copy = Tensor::allocate(dims(from.sizes.data(), from.dim), dims(from.strides.data(), from.dim),
                                  from.dtype, from.device_type);
-    if (copy != nullptr) copy_strided(from, *copy);
+    if (copy == nullptr) return copy;
+#ifdef QWEN_CUDA
+    if (const qwen::CudaScope* gpu = qwen::CudaScope::current(); gpu != nullptr) {
+      // All that its strides reach, gaps included: the copy has the same.
+      if (cudaMemcpyAsync(copy->data(), from.data(), copy->storage->bytes, cudaMemcpyDeviceToDevice,
+                          gpu->stream) != cudaSuccess) {
+        return std::unique_ptr<Tensor>();
+      }
+      return copy;
+    }
+#endif
+    copy_strided(from, *copy);
     return copy;
   });
 }

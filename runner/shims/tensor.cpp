@@ -70,11 +70,11 @@ const char* to_string(ScalarType dtype) {
   return "unknown";
 }
 
-Arena::~Arena() {
+HostArena::~HostArena() {
   for (void* block : blocks_) std::free(block);
 }
 
-void* Arena::allocate(size_t bytes) {
+void* HostArena::allocate(size_t bytes) {
   const size_t index = class_of(bytes);
   if (index >= kClasses) return nullptr;
   std::vector<void*>& list = free_[index];
@@ -97,7 +97,7 @@ void* Arena::allocate(size_t bytes) {
   return block;
 }
 
-void Arena::release(void* data, size_t bytes) { free_[class_of(bytes)].push_back(data); }
+void HostArena::release(void* data, size_t bytes) { free_[class_of(bytes)].push_back(data); }
 
 ArenaScope::ArenaScope(Arena* arena) : previous_(current_arena) { current_arena = arena; }
 ArenaScope::~ArenaScope() { current_arena = previous_; }

@@ -39,19 +39,29 @@ const char* to_string(ScalarType dtype);
 inline constexpr int32_t kDeviceCpu = 0;
 inline constexpr int32_t kDeviceCuda = 1;
 
-// Memory of one compiled method's runs. Blocks are kept and handed out again, so that after the first run no
-// run asks the system for memory. Blocks are 64-byte aligned.
+// Memory of one compiled method's runs, kept between them.
 class Arena {
  public:
   Arena() = default;
-  ~Arena();
+  virtual ~Arena() = default;
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
 
-  // Null when the system has no memory left.
-  void* allocate(size_t bytes);
-  // REQUIRES: `data` came from allocate(bytes) of this arena.
-  void release(void* data, size_t bytes);
+  // Null when there is no memory left.
+  virtual void* allocate(size_t bytes) = 0;
+  // Does not fail. REQUIRES: `data` came from allocate(bytes) of this arena.
+  virtual void release(void* data, size_t bytes) = 0;
+};
+
+// This process's memory. Blocks are kept and handed out again, so that after the first run no run asks the
+// system for memory. Blocks are 64-byte aligned.
+class HostArena final : public Arena {
+ public:
+  HostArena() = default;
+  ~HostArena() override;
+
+  void* allocate(size_t bytes) override;
+  void release(void* data, size_t bytes) override;
 
  private:
   static constexpr size_t kClasses = 48;

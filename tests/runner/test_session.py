@@ -35,7 +35,7 @@ def float_states(engine: _core.Engine, session: _core.Session) -> Iterator[tuple
     """The slot's float32 state tensors, flat; `seen` is bytes and compared apart."""
     for name in state_names(engine):
         if name != "seen":
-            yield name, session.state(name).view(np.float32).copy()
+            yield name, session.state(name).view(np.float32)
 
 
 def answer(
@@ -55,7 +55,7 @@ def test_whole_in_chunks_and_token_by_token_end_in_the_same_state(engine: _core.
         session = engine.open_session()
         first = session.run(engine, prompt(length), GREEDY, chunk)
         states = dict(float_states(engine, session))
-        seen = session.state("seen").copy()
+        seen = session.state("seen")
         rest = answer(engine, session, [first], new - 1) if new > 1 else []
         results[chunk] = [first, *rest], states, seen
     tokens, states, seen = results[0]
@@ -92,7 +92,7 @@ def test_reset_after_nan_gives_a_clean_run(engine: _core.Engine) -> None:
     session = engine.open_session()
     clean = answer(engine, session, prompt(30), 20)
     for name in state_names(engine):
-        session.state(name)[:] = 0xFF  # as float32: NaN
+        session.write_state(name, np.full_like(session.state(name), 0xFF))  # as float32: NaN
     session.reset()
     assert session.position == 0
     for name in state_names(engine):
@@ -104,11 +104,48 @@ def test_a_new_session_sees_nothing_of_the_slot_s_last_one(engine: _core.Engine)
     session = engine.open_session()
     slot = session.slot
     clean = answer(engine, session, prompt(30), 10)
-    session.state(state_names(engine)[0])[:] = 0xFF
+    name = state_names(engine)[0]
+    session.write_state(name, np.full_like(session.state(name), 0xFF))
     del session
     session = engine.open_session()
     assert session.slot == slot
     assert answer(engine, session, prompt(30), 10) == clean
+
+
+def test_a_fork_goes_on_as_a_run_of_its_own(engine: _core.Engine) -> None:
+    common, first, second = prompt(21), prompt(33)[21:], prompt(28)[20:]
+    expected = []
+    for rest in (first, second):
+        session = engine.open_session()
+        session.run(engine, common, GREEDY)
+        expected.append((answer(engine, session, rest, 20), dict(float_states(engine, session))))
+        del session
+    session = engine.open_session()
+    session.run(engine, common, GREEDY)
+    fork = session.fork()
+    assert fork.slot != session.slot
+    assert fork.position == session.position == len(common)
+    for branch, rest, (tokens, states) in zip((fork, session), (second, first), expected[::-1], strict=True):
+        assert answer(engine, branch, rest, 20) == tokens
+        for name, value in float_states(engine, branch):
+            assert np.array_equal(value, states[name]), name
+
+
+def test_a_fork_takes_a_slot(engine: _core.Engine) -> None:
+    session = engine.open_session()
+    forks = [session.fork() for _ in range(engine.slots - 1)]
+    with pytest.raises(ValueError, match="all 3 slots of the program are in use"):
+        session.fork()
+    del forks
+    assert session.fork().position == 0
+
+
+def test_a_state_takes_what_has_its_size(engine: _core.Engine) -> None:
+    session = engine.open_session()
+    with pytest.raises(ValueError, match=f"the state seen has {SPECS[NAME].vocab} bytes a slot, not 3"):
+        session.write_state("seen", np.zeros(3, np.uint8))
+    with pytest.raises(FileNotFoundError, match="no state nothing"):
+        session.state("nothing")
 
 
 def test_slots_run_out_with_a_message(engine: _core.Engine) -> None:

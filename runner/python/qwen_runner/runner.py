@@ -7,6 +7,7 @@ import atexit
 import json
 import queue
 import threading
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -21,15 +22,21 @@ Prompt = str | bytes | Sequence[int]
 
 
 def generate(
-    program: str | PathLike[str] | Runner, prompt: Prompt, **options: Unpack[GenerateOptions]
+    program: str | PathLike[str] | Runner,
+    prompt: Prompt,
+    *,
+    cuda_graph: bool | None = None,
+    **options: Unpack[GenerateOptions],
 ) -> Generation:
     """Answers one prompt. `program` is an exported program's folder, loaded for this call, or a `Runner`.
 
-    Options and errors are those of `Runner.generate`.
+    Options and errors are those of `Runner.generate`; `cuda_graph` is `Runner`'s, not for one that is loaded.
     """
     if isinstance(program, Runner):
+        if cuda_graph is not None:
+            raise TypeError("cuda_graph is an option of loading a program: give it to Runner()")
         return program.generate(prompt, **options)
-    with Runner(program) as runner:
+    with Runner(program, cuda_graph=cuda_graph) as runner:
         return runner.generate(prompt, **options)
 
 
@@ -39,13 +46,18 @@ class Runner:
     Thread-safe: answers asked for at the same time each take a state slot of the program and are computed in
     turns, a token at a time.
 
+    On a GPU, decoding is replayed from a CUDA graph unless `cuda_graph` is False, which is slower and gives
+    the same tokens. `cuda_graph=True` warns where there is none: on a cpu program.
+
     Raises FileNotFoundError where the folder or a file is missing, RuntimeError where the program is damaged
     or made for another target, MemoryError, OSError.
     """
 
-    def __init__(self, program: str | PathLike[str]) -> None:
+    def __init__(self, program: str | PathLike[str], *, cuda_graph: bool | None = None) -> None:
         self._path = Path(program).absolute()  # the chat template is read later
-        self._engine: _core.Engine | None = _core.Engine(str(self._path))
+        self._engine: _core.Engine | None = _core.Engine(str(self._path), cuda_graph)
+        if cuda_graph and self._engine.device == "cpu":
+            warnings.warn("cuda_graph has no effect on a cpu program", RuntimeWarning, stacklevel=2)
         self._lock = threading.Lock()
         self._running: set[_core.Cancel] = set()
         self._template: ChatTemplate | None = None
@@ -170,6 +182,14 @@ class Runner:
         program.
         """
         return self._loaded().memory
+
+    @property
+    def gpu(self) -> dict[str, Any] | None:
+        """Of a cuda program: the GPU's `name`; bytes of its memory: allocated_bytes by this runner,
+        used_bytes by every process, total_bytes; graph_nodes of the CUDA graph, 0 before there is one.
+        None for a cpu program.
+        """
+        return self._loaded().gpu
 
     @property
     def max_seq_len(self) -> int:
