@@ -1,33 +1,46 @@
-# make run     sets up what is missing, builds, exports the demo model and streams text from PROMPT
-# make test    the same set-up, then every test: C++, C++ under sanitizers, Python
-# make bench   speed of the demo model
-# make lint    ruff, mypy, clang-format, clang-tidy
-# make format  rewrites the sources as lint wants them
-# make clean   removes what was built and exported; make distclean also .venv
+# make run       sets up what is missing, builds, exports the demo model and streams text from PROMPT
+# make test      the same set-up, then every test: C++, C++ under sanitizers, Python (CUDA kernels emulated)
+# make test-gpu  the tests of the cuda target that need a GPU, on this machine's
+# make bench     speed of the kernels and of PROGRAM, added to benchmarks/RESULTS.md
+# make lint      ruff, mypy, clang-format, clang-tidy
+# make format    rewrites the sources as lint wants them
+# make clean     removes what was built and the demo's program; make distclean also .venv
 #
-# PYTHON=... names the Python (3.11 or 3.12) to make .venv with; ARGS=... adds options to qwen_runner.
+# PYTHON=... names the Python (3.11 or 3.12) to make .venv with; PROGRAM=... another program than the demo's;
+# ARGS=... adds options to qwen_runner. CUDA_ARCHITECTURES="80-real;90a-real" names the GPUs to compile kernels for.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: run test test-cpp test-sanitize test-python bench lint format clean distclean
+.PHONY: run gpu test test-cpp test-sanitize test-python test-gpu bench lint format clean distclean
 export PYTHON
 
 VENV := .venv
 BIN := $(VENV)/bin
 BUILD := build/product
-PROGRAM := programs/demo
+DEMO := programs/demo
+PROGRAM ?= $(DEMO)
 PROMPT ?= In the beginning
 ARGS ?=
 # A compiler's new warning stops CI, not a newcomer.
 WARNINGS_AS_ERRORS := $(if $(CI),ON,OFF)
+# The kernels of a GPU in sight (empty: CMake asks it). Without one nobody runs them here: one architecture shows that
+# they compile, four would take minutes.
+CUDA_ARCHITECTURES ?= $(if $(wildcard /dev/nvidiactl /dev/dxg),,90a-real)
 STAGE := . tools/stage.sh; stage
 
-cpp_sources := $(shell find runner kernels -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.map' -o -name CMakeLists.txt)
+cpp_names := -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' -o -name '*.inc'
+cpp_sources := $(shell find runner kernels $(cpp_names) -o -name '*.map' -o -name CMakeLists.txt) \
+  $(wildcard tests/kernels/cuda_primitives*)
 export_sources := $(shell find export kernels -name '*.py') runner/python/qwen_runner/chat_jinja.py $(wildcard demo/*.json demo/*.jinja demo/*.safetensors)
 
-run: $(PROGRAM)/manifest.json
+# What runs alone is built without what tests need, until something asks for that.
+built := $(VENV)/.built-$(if $(or $(wildcard $(VENV)/.built-test),$(filter-out run,$(MAKECMDGOALS))),test,run)
+# Only the demo's program is made here; another is the user's.
+program := $(if $(filter $(DEMO),$(PROGRAM)),$(DEMO)/manifest.json)
+
+run: $(built) $(program)
 	@echo 'qwen_runner --program $(PROGRAM) --prompt "$(PROMPT)" $(ARGS)' >&2
 	@$(BIN)/qwen_runner --program $(PROGRAM) --prompt "$(PROMPT)" $(ARGS)
 
@@ -37,23 +50,24 @@ $(VENV)/.%: pyproject.toml tools/setup.sh
 	@tools/setup.sh $*
 
 # Editable: a change of Python needs no build, a change of C++ an incremental one.
-$(VENV)/.installed: pyproject.toml CMakeLists.txt $(cpp_sources) | $(VENV)/.run
+$(VENV)/.built-run $(VENV)/.built-test: pyproject.toml CMakeLists.txt $(cpp_sources) | $(VENV)/.run
 	@$(STAGE) "build" build/log/build.txt $(BIN)/python -m pip --disable-pip-version-check install -v --no-deps \
-	  --no-build-isolation -C build-dir=$(BUILD) -C cmake.define.QWEN_BUILD_TESTS=ON \
+	  --no-build-isolation -C build-dir=$(BUILD) -C cmake.define.QWEN_BUILD_TESTS=$(if $(filter %-test,$@),ON,OFF) \
+	  -C 'cmake.define.QWEN_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES)' \
 	  -C cmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=$(WARNINGS_AS_ERRORS) -e .
-	@grep -oE 'CUDA .*(CPU only|cpu target only)' build/log/build.txt | tail -n 1
+	@grep -oE 'CUDA .*(CPU only|kernels for .*)' build/log/build.txt | tail -n 1
 	@touch $@
 
-$(PROGRAM)/manifest.json: $(VENV)/.installed $(export_sources)
-	@echo "export: demo -> $(PROGRAM)"
-	@$(BIN)/python -m qwen_runner.export demo --output $(PROGRAM) --target cpu --quantize int4
+$(DEMO)/manifest.json: $(export_sources) | $(built)
+	@echo "export: demo -> $(DEMO)"
+	@$(BIN)/python -m qwen_runner.export demo --output $(DEMO) --target cpu --quantize int4
 	@touch $@
 
 # --- Tests -----------------------------------------------------------------------------------------------------------
 
 test: $(VENV)/.test test-cpp test-sanitize test-python
 
-test-cpp: $(VENV)/.installed
+test-cpp: $(built)
 	@$(STAGE) "build: C++ tests" build/log/tests.txt $(BIN)/cmake --build $(BUILD) --target runner_tests
 	$(BUILD)/runner_tests --gtest_brief=1
 
@@ -65,17 +79,28 @@ test-sanitize: $(VENV)/.run
 	  --target runner_tests
 	build/sanitize/runner_tests --gtest_brief=1
 
-test-python: $(VENV)/.test $(PROGRAM)/manifest.json
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+# One thread a process: there are two, and a thread that waits for a busy core spins.
+test-python: $(VENV)/.test $(built) $(DEMO)/manifest.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-bench: $(PROGRAM)/manifest.json
-	$(BIN)/qwen_runner bench $(PROGRAM) $(ARGS)
+# Before anything is installed or built; then again what was.
+gpu:
+	@nvidia-smi -L 2>/dev/null | grep -q '^GPU' || \
+	  { echo "make test-gpu needs an NVIDIA GPU: nvidia-smi finds none on this machine" >&2; exit 1; }
+
+test-gpu: gpu $(VENV)/.test $(built)
+	@$(BIN)/python tools/gpu.py
+	$(BIN)/python -m pytest -n 2 --dist worksteal -rs --no-fold-skipped -k 'not emulated' \
+	  $(wildcard tests/kernels/test_cuda_*.py tests/runner/test_cuda_*.py)
+
+bench: $(VENV)/.bench $(built) $(program)
+	$(BIN)/python benchmarks/record.py --program $(PROGRAM) $(ARGS)
 
 # --- Style -----------------------------------------------------------------------------------------------------------
 
-cpp_files = $(shell find runner kernels tests -name '*.cpp' -o -name '*.h' -o -name '*.inc')
+cpp_files = $(shell find runner kernels tests $(cpp_names))
 
-lint: $(VENV)/.dev $(VENV)/.installed
+lint: $(VENV)/.dev $(built)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@rm -rf build/typing && mkdir -p build/typing/qwen_runner
@@ -91,7 +116,7 @@ format: $(VENV)/.dev
 	$(BIN)/clang-format -i $(cpp_files)
 
 clean:
-	rm -rf build programs $(VENV)/.installed
+	rm -rf build $(DEMO) $(VENV)/.built-*
 
 distclean: clean
 	rm -rf $(VENV)

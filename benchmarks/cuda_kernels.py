@@ -5,7 +5,8 @@
 A time is the median of replays of a CUDA graph that calls the kernel on several sets of arguments, so that
 no weights stay in the L2 cache; kernels overlap there as in a token. TB/s counts each weight, state or cache
 byte that must move once; TFLOP/s two operations a multiply-add. The card's own peaks are measured first: a
-device-to-device copy, and a bfloat16 product of 8192 x 8192 x 8192.
+device-to-device copy, and a bfloat16 product of 8192 x 8192 x 8192. A kernel that is wrong is not timed, and
+the exit status says so.
 """
 
 import argparse
@@ -38,7 +39,7 @@ def main() -> None:
     card = torch.cuda.get_device_name()
     peak = f"copy {bandwidth / 1e12:.2f} TB/s, bf16 {arithmetic / 1e12:.0f} TFLOP/s"
     print(f"{card}, torch {torch.__version__}: {peak}")
-    rows = []
+    rows, wrong = [], []
     for phase, title, workloads in (
         ("decode", f"decode, context {options.context}", lambda b: decode_workloads(b, options.context)),
         ("prefill", f"prefill, {options.tokens} tokens", lambda b: prefill_workloads(b, options.tokens)),
@@ -54,6 +55,7 @@ def main() -> None:
             error = work.check() if work.check else 0.0
             if not error < 1e-2:
                 print(f"{work.name:18} {error:8.1e} WRONG: not timed", flush=True)
+                wrong.append(work.name)
                 continue
             us = microseconds(work)
             torch.cuda.synchronize()
@@ -84,6 +86,8 @@ def main() -> None:
         options.json.write_text(
             json.dumps({"card": card, "copy": bandwidth, "bf16": arithmetic, "rows": rows})
         )
+    if wrong:
+        raise SystemExit(f"wrong: {', '.join(wrong)}")
 
 
 if __name__ == "__main__":
