@@ -88,10 +88,14 @@ gpu:
 	@nvidia-smi -L 2>/dev/null | grep -q '^GPU' || \
 	  { echo "make test-gpu needs an NVIDIA GPU: nvidia-smi finds none on this machine" >&2; exit 1; }
 
+# Those that fill the card's memory or measure it run alone; the first needs QWEN_FULL_PROGRAM, a program of the full shape.
+whole_gpu_tests := tests/runner/test_cuda_full.py tests/runner/test_cuda_faults.py
+
 test-gpu: gpu $(VENV)/.test $(built)
 	@$(BIN)/python tools/gpu.py
-	$(BIN)/python -m pytest -n 2 --dist worksteal -rs --no-fold-skipped -k 'not emulated' \
-	  $(wildcard tests/kernels/test_cuda_*.py tests/runner/test_cuda_*.py)
+	$(BIN)/python -m pytest -n 4 --dist worksteal -rs --no-fold-skipped -k 'not emulated' \
+	  $(filter-out $(whole_gpu_tests),$(wildcard tests/kernels/test_cuda_*.py tests/runner/test_cuda_*.py))
+	$(BIN)/python -m pytest -rs --no-fold-skipped -k 'not emulated and not architecture' $(whole_gpu_tests)
 
 bench: $(VENV)/.bench $(built) $(program)
 	$(BIN)/python benchmarks/record.py --program $(PROGRAM) $(ARGS)

@@ -117,6 +117,10 @@ def prefill_workloads(b: Bench, tokens: int) -> Iterator[Workload]:
     moved = 2.0 * T * CHANNELS + 4.0 * T * VALUES + 8.0 * state.numel()
     yield Workload("delta_prefill", delta, moved, 8.0 * T * VALUES * DELTA_DIM, linear_layers)
 
+    peer = _fla_delta(b, T)
+    if peer:
+        yield peer
+
     gated_norm = b.randn(DELTA_DIM, scale=0.1)
 
     def gated(_: int) -> None:
@@ -291,3 +295,28 @@ def prefill_workloads(b: Bench, tokens: int) -> Iterator[Workload]:
         return relative(y, residual.float() + total + shared_logit.sigmoid()[:, None] * shared.float())
 
     yield Workload("moe_combine", combine, 2.0 * T * (TOP_K + 3) * D, per_token=LAYERS, check=check_combine)
+
+
+def _fla_delta(b: Bench, tokens: int) -> Workload | None:
+    """What delta_prefill's chunks compute, by flash-linear-attention; None where that is not installed.
+
+    Its kernels alone: convolution, gates and normalization are not part of it, as they are of delta_prefill.
+    """
+    try:
+        from fla.ops.gated_delta_rule import chunk_gated_delta_rule
+    except ImportError:
+        return None
+    heads = (1, tokens, VALUE_HEADS)
+    query, key = (
+        b.keep(torch.nn.functional.normalize(b.randn(*heads, DELTA_DIM).float(), dim=-1).bfloat16())
+        for _ in range(2)
+    )
+    value, beta = b.randn(*heads, DELTA_DIM), b.keep(b.randn(*heads).sigmoid())
+    decay = b.keep(torch.nn.functional.logsigmoid(b.randn(*heads, dtype=torch.float32)))
+    state = b.randn(1, VALUE_HEADS, DELTA_DIM, DELTA_DIM, dtype=torch.float32, scale=0.1)
+
+    def call(_: int) -> None:
+        chunk_gated_delta_rule(query, key, value, decay, beta, initial_state=state, output_final_state=True)
+
+    moved = 8.0 * tokens * VALUES + 8.0 * state.numel()  # q, k, v and the result, two bytes each
+    return Workload("fla_delta", call, moved, 8.0 * tokens * VALUES * DELTA_DIM, per_token=0)

@@ -1,6 +1,8 @@
 """What a program and its runner agree on: names, versions, and the C functions a compiled method may call.
 
-The runner states the same on its side (`runner/manifest.h`, `runner/delegate.h`, `runner/shims/`).
+The runner states the same on its side: versions and layouts in `runner/manifest.h`, the delegate's name in
+`runner/delegate.h`, the order of the inputs in `runner/host_steps.cpp` and `runner/cuda_steps.cpp`, the C
+functions in `runner/shims/`. Tests hold both equal.
 """
 
 from __future__ import annotations
@@ -63,6 +65,9 @@ OPERATORS = {
     CUDA: ("attention_block", "deltanet_block", "embedding_block", "head_block", "moe_block", "sample"),
 }
 
+# And PyTorch's own.
+_ATEN_OPERATORS: dict[str, tuple[str, ...]] = {CPU: (), CUDA: ("sort_stable",)}
+
 _BASE_SYMBOLS = """
     check clone create_tensor_from_blob create_tensor_from_blob_v2 delete_tensor_object empty_strided
     get_data_ptr get_device_type get_dim get_dtype get_numel get_sizes get_storage_offset get_storage_size
@@ -78,14 +83,14 @@ _OPERATOR_PREFIX = "aoti_torch_cpu_"
 
 
 def shim_symbol(operator: str) -> str:
-    """The C function behind the operator `qwen::<operator>`, as Inductor names it."""
+    """The C function behind the operator `qwen::<operator>`, or one of PyTorch's, as Inductor names it."""
     return _OPERATOR_PREFIX + operator
 
 
 def shims(target: str) -> frozenset[str]:
     """What generated code of `target` calls and the runner implements, by AOTInductor's names."""
     base = (f"aoti_torch_{name}" for name in _BASE_SYMBOLS.split())
-    return frozenset([*base, *map(shim_symbol, OPERATORS[target])])
+    return frozenset([*base, *map(shim_symbol, (*OPERATORS[target], *_ATEN_OPERATORS[target]))])
 
 
 def runner_symbol(shim: str, target: str) -> str:

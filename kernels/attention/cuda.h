@@ -1,8 +1,8 @@
 // Gated grouped-query attention on the GPU, from the projections to what the output projection takes.
 // Conventions: cuda/types.h; the arithmetic: export/attention.py and reference.py.
 //
-// Hq query heads, Hkv key-value heads, Dh head dimension (16 to 256, a multiple of 16), R rotary dimensions,
-// L cache length.
+// Hq query heads, Hkv key-value heads, Dh head dimension (16 to 256, a multiple of 16), R rotary dimensions
+// (even, at most Dh), L cache length.
 #pragma once
 
 #include "kernels/cuda/types.h"

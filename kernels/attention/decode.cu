@@ -4,6 +4,7 @@
 // combines them. How a context is cut depends on it alone, so a row's result does not depend on the other
 // rows.
 #include "kernels/attention/decode_tiles.cuh"
+#include "kernels/cuda/last_block.cuh"
 
 namespace qwen::cuda {
 namespace {
@@ -60,7 +61,6 @@ struct Shared {
   bf16 queries[kHeads][kQueryStride<kDim>];
   bf16 key[kDim];
   bf16 value[kDim];
-  bool last;
 };
 
 // Elements d to d + 3 of a head of the block, one of a thread's.
@@ -282,16 +282,7 @@ __global__ void __launch_bounds__(kThreads, 1) decode(Arguments a, Frequencies f
     }
     if (whole) return;
 
-    __threadfence();
-    __syncthreads();
-    if (thread == 0) {
-      // Wraps to zero at the last.
-      const auto others = static_cast<uint32_t>(splits.count - 1);
-      shared.last = atomicInc(a.counters + item, others) == others;
-      __threadfence();
-    }
-    __syncthreads();
-    if (!shared.last) continue;
+    if (!is_last_block(a.counters + item, static_cast<uint32_t>(splits.count))) continue;
 
     // Eight splits' parts of all of a thread's quads at once, the first while the scales are computed. What
     // lies past the heads and Dh is read and dropped.
@@ -362,8 +353,9 @@ cudaError_t attention_decode(const bf16* qkv, const bf16* q_norm, const bf16* k_
                              bf16* value_cache, const int64_t* position, const int64_t* slot, void* scratch,
                              uint32_t* counters, bf16* out, AttentionShape shape, int rows,
                              cudaStream_t stream) {
+  if (!is_valid(shape) || rows < 1 || rows > kMaxDecodeRows) return cudaErrorInvalidValue;
   const int items = rows * shape.key_heads * head_groups(shape);
-  if (items > kCounters || shape.head_dim > kMaxHeadDim) return cudaErrorInvalidValue;
+  if (items > kCounters) return cudaErrorInvalidValue;
   const int dim = padded_dim(shape.head_dim);
   const int limit = max_splits(shape);
   const int shared_by = items >= kBlocksOfManyRows ? 1 : kBlocksOfManyRows / items;

@@ -14,6 +14,13 @@ inline constexpr int kMaxHeadDim = 256;
 inline constexpr int kMaxRotaryPairs = kMaxHeadDim / 2;
 inline constexpr float kLog2E = 1.4426950408889634F;
 
+inline bool is_valid(const AttentionShape& shape) {
+  return shape.key_heads > 0 && shape.query_heads > 0 && shape.query_heads % shape.key_heads == 0 &&
+         shape.head_dim >= 16 && shape.head_dim <= kMaxHeadDim && shape.head_dim % 16 == 0 &&
+         shape.rotary_dim >= 0 && shape.rotary_dim <= shape.head_dim && shape.rotary_dim % 2 == 0 &&
+         shape.cache_length > 0;
+}
+
 // theta^(-2 i / R). The host computes them as the reference does: an error of one unit in the last place is
 // an angle of 0.03 at position 262144.
 struct Frequencies {
@@ -28,8 +35,6 @@ inline Frequencies rotary_frequencies(const AttentionShape& shape) {
   }
   return frequencies;
 }
-
-__device__ __forceinline__ float round_bf16(float v) { return __bfloat162float(__float2bfloat16_rn(v)); }
 
 __device__ __forceinline__ void unpack_bf16(float (&v)[8], const uint4& packed) {
   v[0] = low_bf16(packed.x), v[1] = high_bf16(packed.x), v[2] = low_bf16(packed.y),

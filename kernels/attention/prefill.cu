@@ -274,8 +274,10 @@ __global__ void __launch_bounds__(kThreads, 2) attend(Arguments a) {
 template <int kDim>
 cudaError_t launch_attend(const Arguments& arguments, cudaStream_t stream) {
   const AttentionShape& shape = arguments.shape;
-  const int rows = arguments.tokens * (shape.query_heads / shape.key_heads);
-  const dim3 grid(shape.key_heads, (rows + kRows - 1) / kRows);
+  const int64_t rows = int64_t{arguments.tokens} * (shape.query_heads / shape.key_heads);
+  constexpr int64_t kMostTiles = 65535;  // of a grid's second dimension
+  if (rows > kMostTiles * kRows) return cudaErrorInvalidValue;
+  const dim3 grid(shape.key_heads, static_cast<unsigned>((rows + kRows - 1) / kRows));
   return launch(attend<kDim>, {grid, dim3(kThreads), (kRows + 2 * kKeys) * kDim * sizeof(bf16)}, stream,
                 arguments);
 }
@@ -285,7 +287,7 @@ cudaError_t launch_attend(const Arguments& arguments, cudaStream_t stream) {
 cudaError_t attention_prefill(const bf16* qkv, const bf16* q_norm, const bf16* k_norm, bf16* key_cache,
                               bf16* value_cache, const int64_t* position, const int64_t* slot, void* scratch,
                               bf16* out, AttentionShape shape, int64_t tokens, cudaStream_t stream) {
-  if (shape.head_dim > kMaxHeadDim) return cudaErrorInvalidValue;
+  if (!is_valid(shape) || tokens < 1) return cudaErrorInvalidValue;
   auto* rotated = static_cast<bf16*>(scratch);
   QWEN_RETURN_IF_CUDA_ERROR(
       launch(prepare_heads, {dim3(static_cast<unsigned>(tokens)), dim3(kPrepareThreads)}, stream, qkv, q_norm,

@@ -34,6 +34,7 @@ inline void check(cudaError_t error) {
   }
 }
 
+// NOLINTBEGIN(performance-no-int-to-ptr): Python knows pointers as integers
 template <typename T>
 T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
@@ -51,6 +52,7 @@ T from_python(const FromPython<T>& argument) {
     return argument;
   }
 }
+// NOLINTEND(performance-no-int-to-ptr)
 
 // Of a launcher, or of a function of sizes that returns a number.
 template <typename Result, typename... Parameters>

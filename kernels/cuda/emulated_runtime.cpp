@@ -1,11 +1,12 @@
 // CUDA's runtime for emulation: the functions that the runner, the launchers and the tests call, on host
 // memory.
 //
-// One device of compute capability 9.0. Work runs when it is enqueued, or when a graph that captured it is
+// One device. Work runs when it is enqueued, or when a graph that captured it is
 // launched. New memory is all ones: NaN in every float type. Sizes of copies and fills are checked against
 // the allocations they begin in. A graph captures one stream, no others through events.
 //
 //   QWEN_EMULATED_MEMORY=<bytes>           of the device; 4 GiB
+//   QWEN_EMULATED_CAPABILITY=<number>      of the device, as 75; 90
 //   QWEN_EMULATED_FAIL=<function>:<n>,...  the n-th call fails: cudaMalloc and cudaHostAlloc with
 //                                          cudaErrorMemoryAllocation, others with cudaErrorUnknown
 #include <algorithm>
@@ -171,6 +172,11 @@ cudaError_t wait_for(cudaStream_t stream) {
   return finish(cudaErrorStreamCaptureUnsupported);
 }
 
+int capability() {
+  const char* variable = std::getenv("QWEN_EMULATED_CAPABILITY");
+  return variable == nullptr ? 90 : std::atoi(variable);
+}
+
 cudaError_t run(const std::vector<Operation>& operations) {
   for (const Operation& operation : operations) {
     if (const cudaError_t error = operation(); error != cudaSuccess) return finish(error);
@@ -231,7 +237,8 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int ordinal) {
   *properties = {};
   std::strcpy(properties->name, "Emulated GPU");
   properties->totalGlobalMem = device().total();
-  properties->major = 9;
+  properties->major = capability() / 10;
+  properties->minor = capability() % 10;
   properties->warpSize = warpSize;
   properties->maxThreadsPerBlock = qwen::cuda::emulated::kMaxThreads;
   properties->multiProcessorCount = 4;
@@ -244,10 +251,10 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int ord
   if (ordinal != 0) return finish(cudaErrorInvalidDevice);
   switch (attribute) {
     case cudaDevAttrComputeCapabilityMajor:
-      *value = 9;
+      *value = capability() / 10;
       break;
     case cudaDevAttrComputeCapabilityMinor:
-      *value = 0;
+      *value = capability() % 10;
       break;
     case cudaDevAttrMultiProcessorCount:
       *value = 4;

@@ -69,7 +69,7 @@ void begin_context(Context* context, char* stack, size_t size, void (*entry)()) 
   *--top = reinterpret_cast<void*>(entry);
   top -= 6;
   std::fill_n(top, 6, nullptr);
-  *context = top;
+  *context = static_cast<void*>(top);
 }
 
 #else

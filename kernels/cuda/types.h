@@ -48,6 +48,10 @@ struct Int4Matrix {
   __host__ __device__ int row_tiles() const { return (n + 15) / 16; }
   __host__ __device__ int column_tiles() const { return (k + 63) / 64; }
   __host__ __device__ int groups() const { return column_tiles() * 64 / group; }
+  bool is_valid() const {
+    return n > 0 && k > 0 && k % 32 == 0 && (group == 32 || group == 64 || group == 128) &&
+           column_tiles() * 64 % group == 0;
+  }
 };
 
 // E matrices of one shape, one after the other. A gate-up matrix of an expert of intermediate size I has N =

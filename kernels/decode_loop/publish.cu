@@ -23,6 +23,7 @@ __global__ void publish_kernel(PublishArguments a) {
 }  // namespace
 
 cudaError_t publish(const PublishArguments& arguments, cudaStream_t stream) {
+  if (arguments.rows < 1 || arguments.rows > 32) return cudaErrorInvalidValue;
   return launch(publish_kernel, {dim3(1), dim3(32), 0}, stream, arguments);
 }
 

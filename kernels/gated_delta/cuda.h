@@ -1,12 +1,15 @@
 // The linear-attention token mixer on the GPU. Conventions: cuda/types.h; the arithmetic: reference.py.
 //
 // Hk key heads, Hv value heads, Dk and Dv their dimensions, C = 2 Hk Dk + Hv Dv channels, W convolution taps,
-// Z = Hv Dv. Dk and Dv are 16, 32, 64 or 128 (Dv also 8), W is 2 to 4.
+// Z = Hv Dv, S state slots. Dk and Dv are 16, 32, 64 or 128 (Dv also 8), W is 2 to kMaxTaps, Hv a multiple of
+// Hk.
 #pragma once
 
 #include "kernels/cuda/types.h"
 
 namespace qwen::cuda {
+
+inline constexpr int kMaxTaps = 4;
 
 struct DeltaShape {
   int key_heads;
@@ -14,9 +17,17 @@ struct DeltaShape {
   int key_dim;
   int value_dim;
   int taps;
+  int slots = 0;  // S; 0: unknown, which costs delta_step_decode some time
 
   __host__ __device__ int channels() const { return 2 * key_heads * key_dim + value_heads * value_dim; }
   __host__ __device__ int value_size() const { return value_heads * value_dim; }
+  static bool is_dimension(int d) { return d == 16 || d == 32 || d == 64 || d == 128; }
+  bool has_valid_value_dim() const { return is_dimension(value_dim) || value_dim == 8; }
+  bool has_valid_heads() const {
+    return key_heads > 0 && value_heads > 0 && value_heads % key_heads == 0 && is_dimension(key_dim) &&
+           has_valid_value_dim();
+  }
+  bool has_valid_taps() const { return taps >= 2 && taps <= kMaxTaps; }
 };
 
 // Decode, 1: the projections of norm(x), and the convolution with silu of the channels, whose state advances.
@@ -30,6 +41,8 @@ cudaError_t delta_input_decode(const bf16* x, RmsNorm norm, Int4Matrix qkvz, con
 
 // Decode, 2: one step of the gated delta rule for each row, from its slot's state, advanced in place.
 //   recurrent_state [S, Hv, Dk, Dv]; a_log, dt_bias [Hv]; core [B, Z].
+// The slots are also read before the previous kernel has finished, to fetch the states: a copy may have
+// written them, a kernel not.
 cudaError_t delta_step_decode(const float* mixed, const float* gates, const bf16* a_log, const bf16* dt_bias,
                               float* recurrent_state, const int64_t* slot, float* core, DeltaShape shape,
                               int rows, cudaStream_t stream);

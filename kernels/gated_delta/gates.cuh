@@ -26,9 +26,9 @@ __device__ __forceinline__ float fast_reciprocal(float x) {
 #endif
 __device__ __forceinline__ float fast_exp(float x) { return fast_exp2(x * 1.44269504F); }
 
-__device__ __forceinline__ float silu(float x) { return x * fast_reciprocal(1.0F + fast_exp(-x)); }
+__device__ __forceinline__ float fast_silu(float x) { return x * fast_reciprocal(1.0F + fast_exp(-x)); }
 
-__device__ __forceinline__ float sigmoid(float x) { return fast_reciprocal(1.0F + expf(-x)); }
+__device__ __forceinline__ float fast_sigmoid(float x) { return fast_reciprocal(1.0F + expf(-x)); }
 
 // The logarithm of what a token leaves of the state. softplus is torch's: the identity above 20.
 __device__ __forceinline__ float log_decay(float a, float a_log, float dt_bias) {

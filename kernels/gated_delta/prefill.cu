@@ -33,17 +33,6 @@ __global__ __launch_bounds__(kConvolveThreads) void convolve_all(Convolution in,
   for (int c = 0; c < 4; ++c) advance_convolution(in, shape, channel + c);
 }
 
-cudaError_t shared_bytes_available(int* bytes) {
-#ifdef QWEN_CUDA_EMULATION
-  *bytes = static_cast<int>(emulated::kMaxSharedBytes);
-  return cudaSuccess;
-#else
-  int device = 0;
-  QWEN_RETURN_IF_CUDA_ERROR(cudaGetDevice(&device));
-  return cudaDeviceGetAttribute(bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-#endif
-}
-
 template <int kKeyDim, int kColumns, int kStages>
 cudaError_t launch_scan(const PrefillChunks& chunks, const Convolution& convolution, float* recurrent_state,
                         float* core, const DeltaShape& shape, cudaStream_t stream) {
@@ -65,9 +54,7 @@ cudaError_t prefill_chunks(const Convolution& convolution, const float* gates, c
               static_cast<size_t>(prepare_shared_bytes<kKeyDim>(shape))},
              stream, convolution, gates, a_log, dt_bias, chunks, shape));
   // GPUs with less shared memory than Hopper's take narrower slices, one chunk at a time.
-  int available = 0;
-  QWEN_RETURN_IF_CUDA_ERROR(shared_bytes_available(&available));
-  if (static_cast<size_t>(available) >= ScanLayout<kKeyDim, 32>::bytes(2)) {
+  if (static_cast<size_t>(max_shared_bytes()) >= ScanLayout<kKeyDim, 32>::bytes(2)) {
     return launch_scan<kKeyDim, 32, 2>(chunks, convolution, recurrent_state, core, shape, stream);
   }
   return launch_scan<kKeyDim, 16, 1>(chunks, convolution, recurrent_state, core, shape, stream);
@@ -78,6 +65,7 @@ cudaError_t prefill_chunks(const Convolution& convolution, const float* gates, c
 cudaError_t delta_prefill(const bf16* qkvz, const float* gates, const bf16* conv_weight, const bf16* a_log,
                           const bf16* dt_bias, bf16* conv_state, float* recurrent_state, const int64_t* slot,
                           float* core, void* scratch, DeltaShape shape, int64_t tokens, cudaStream_t stream) {
+  if (!shape.has_valid_heads() || !shape.has_valid_taps() || tokens < 1) return cudaErrorInvalidValue;
   const Convolution convolution = {qkvz, conv_weight, conv_state, slot, tokens};
   if (chunked(shape)) {
     const auto prefill = shape.key_dim == 64 ? prefill_chunks<64> : prefill_chunks<128>;

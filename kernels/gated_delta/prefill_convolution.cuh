@@ -7,8 +7,6 @@
 
 namespace qwen::cuda {
 
-inline constexpr int kMaxTaps = 4;
-
 struct Convolution {
   const bf16* qkvz;    // [T, C + Z]
   const bf16* weight;  // [C, W]
@@ -90,7 +88,7 @@ __device__ __forceinline__ void convolve(const Convolution& in, const DeltaShape
       sum.w += weight[j].w * high_bf16(rows[i + j].y);
     }
     if (i >= rows_left) sum = {};
-    sink(i, float4{silu(sum.x), silu(sum.y), silu(sum.z), silu(sum.w)});
+    sink(i, float4{fast_silu(sum.x), fast_silu(sum.y), fast_silu(sum.z), fast_silu(sum.w)});
   }
 }
 

@@ -43,7 +43,7 @@ __device__ __forceinline__ void prepare_gates(const float* gates, float a_log, f
     const int64_t row = first + 2 * lane + i;
     if (row < tokens) {
       logs[i] = fmaxf(log_decay(gates[row * 2 * value_heads + head], a_log, dt_bias), kLeastLogDecay);
-      betas[i] = sigmoid(gates[row * 2 * value_heads + value_heads + head]);
+      betas[i] = fast_sigmoid(gates[row * 2 * value_heads + value_heads + head]);
     }
   }
   const float pair = logs[0] + logs[1];

@@ -1,11 +1,10 @@
 // The two projections of linear attention in a decode step, each with all that happens to its channels.
+#include "kernels/cuda/activation.cuh"
 #include "kernels/gated_delta/cuda.h"
 #include "kernels/linear/decode_kernel.cuh"
 
 namespace qwen::cuda {
 namespace {
-
-constexpr int kMaxTaps = 4;
 
 // Rows below C go through the convolution and advance its state, the rest are z. Further blocks have a row of
 // the gates' bfloat16 weights a warp.
@@ -64,7 +63,7 @@ struct DeltaOutput {
         convolved += prepared.filter[i] * now;
       }
     }
-    mixed[static_cast<int64_t>(row) * channels + out] = convolved / (1.0F + expf(-convolved));
+    mixed[static_cast<int64_t>(row) * channels + out] = silu(convolved);
     bf16* state = state_of(prepared, out);
 #pragma unroll
     for (int i = 0; i < kMaxTaps - 1; ++i) {
@@ -97,7 +96,7 @@ struct DeltaOutput {
     copy_async_wait<0>();
     if (gate >= gate_rows) return;
     dot_rows(x, shared + warp * k * 2, rows, k, [&](int row, float sum) {
-      if (lane == 0) gates[row * gate_rows + gate] = __bfloat162float(__float2bfloat16(sum));
+      if (lane == 0) gates[row * gate_rows + gate] = round_bf16(sum);
     });
   }
 };
@@ -137,7 +136,7 @@ struct GatedNormInput {
           gate = *reinterpret_cast<const uint4*>(z + at);
           const float all[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
-          for (int i = 0; i < 8; ++i) value[i] = __bfloat162float(__float2bfloat16(all[i]));
+          for (int i = 0; i < 8; ++i) value[i] = round_bf16(all[i]);
         }
         float squares = 0;
 #pragma unroll
@@ -162,23 +161,6 @@ struct GatedNormInput {
         pack_bf16(low_bf16(weight) * low_bf16(normalized), high_bf16(weight) * high_bf16(normalized));
     return pack_bf16(low_bf16(weighted) * silu(low_bf16(gate)), high_bf16(weighted) * silu(high_bf16(gate)));
   }
-  __device__ static float silu(float x) { return x / (1.0F + expf(-x)); }
-};
-
-struct ResidualOutput {
-  const bf16* residual;  // [B, D]
-  bf16* y;               // [B, D]
-  int n;
-
-  static constexpr bool kExtra = false;
-  using Prepared = float;
-
-  __device__ float prepare(int row, int out) const {
-    return __bfloat162float(residual[static_cast<int64_t>(row) * n + out]);
-  }
-  __device__ void store(int row, int out, float sum, float before) const {
-    y[static_cast<int64_t>(row) * n + out] = __float2bfloat16(before + sum);
-  }
 };
 
 }  // namespace
@@ -186,7 +168,8 @@ struct ResidualOutput {
 cudaError_t delta_input_decode(const bf16* x, RmsNorm norm, Int4Matrix qkvz, const bf16* ab,
                                const bf16* conv_weight, bf16* conv_state, const int64_t* slot, float* mixed,
                                bf16* z, float* gates, DeltaShape shape, int rows, cudaStream_t stream) {
-  if (shape.taps < 2 || shape.taps > kMaxTaps) return cudaErrorInvalidValue;
+  if (!shape.has_valid_taps() || qkvz.n != shape.channels() + shape.value_size())
+    return cudaErrorInvalidValue;
   const DeltaOutput output = {ab,
                               conv_weight,
                               conv_state,
@@ -204,6 +187,7 @@ cudaError_t delta_input_decode(const bf16* x, RmsNorm norm, Int4Matrix qkvz, con
 cudaError_t delta_output_decode(const float* core, const bf16* z, const bf16* norm_weight, float eps,
                                 Int4Matrix out, const bf16* residual, bf16* y, DeltaShape shape, int rows,
                                 cudaStream_t stream) {
+  if (!shape.has_valid_value_dim() || out.k != shape.value_size()) return cudaErrorInvalidValue;
   const GatedNormInput input = {core, z, norm_weight, eps, shape.value_dim};
   return launch_decode(kDeltaOutput, input, out, ResidualOutput{residual, y, out.n}, rows, stream);
 }

@@ -85,12 +85,15 @@ __global__ __launch_bounds__(Layout<kKeyDim, kColumns>::kThreads) void recur(
            ((s * shape.value_heads + head) * kKeyDim + row_group * kRows) * shape.value_dim + column;
   };
 
-  // A slot's number is an input of the program, older than the kernel before; were it not, this would only
-  // fetch in vain.
+  // An exception to launch.h's rule: no kernel writes a slot's number, so it is there. A number that is no
+  // slot is not followed: whether a prefetch may fault is not documented.
   if (active && column_group == 0) {
-    const float* expected = state_of(*static_cast<const volatile int64_t*>(slot + blockIdx.z));
+    const int64_t expected = *static_cast<const volatile int64_t*>(slot + blockIdx.z);
+    if (expected >= 0 && expected < shape.slots) {
+      const float* const state = state_of(expected);
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) prefetch_to_l2(expected + i * shape.value_dim);
+      for (int i = 0; i < kRows; ++i) prefetch_to_l2(state + i * shape.value_dim);
+    }
   }
   const float head_a_log = __bfloat162float(a_log[head]);
   const float head_dt_bias = __bfloat162float(dt_bias[head]);
@@ -136,7 +139,7 @@ __global__ __launch_bounds__(Layout<kKeyDim, kColumns>::kThreads) void recur(
     const float k_scale = rsqrtf(warp_sum(dot(token.k, token.k)) + kL2Epsilon);
     const float kq = warp_sum(dot(token.k, token.q)) * k_scale * q_scale;
     const float decay = expf(log_decay(token.a, head_a_log, head_dt_bias));
-    const float beta = sigmoid(token.b);
+    const float beta = fast_sigmoid(token.b);
     const float key[kRows] = {token.own_k.x * k_scale, token.own_k.y * k_scale, token.own_k.z * k_scale,
                               token.own_k.w * k_scale};
     const float query[kRows] = {token.own_q.x * q_scale, token.own_q.y * q_scale, token.own_q.z * q_scale,
@@ -185,6 +188,8 @@ __global__ __launch_bounds__(Layout<kKeyDim, kColumns>::kThreads) void recur(
 cudaError_t delta_recurrence(const float* mixed, const float* gates, const bf16* a_log, const bf16* dt_bias,
                              float* recurrent_state, const int64_t* slot, float* core, DeltaShape shape,
                              int sequences, int64_t tokens, cudaStream_t stream) {
+  if (!shape.has_valid_heads() || sequences < 1 || sequences > kMaxDecodeRows || tokens < 1)
+    return cudaErrorInvalidValue;
   const auto with_sizes = [&]<int kKeyDim, int kColumns>() {
     const dim3 grid(shape.value_dim / kColumns * (shape.value_heads / shape.key_heads), shape.key_heads,
                     sequences);

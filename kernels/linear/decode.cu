@@ -5,22 +5,6 @@
 namespace qwen::cuda {
 namespace {
 
-struct LinearOutput {
-  const bf16* residual;  // [B, N] or null
-  bf16* y;               // [B, N]
-  int n;
-
-  static constexpr bool kExtra = false;
-  using Prepared = float;
-
-  __device__ float prepare(int row, int out) const {
-    return residual == nullptr ? 0.0F : __bfloat162float(residual[static_cast<int64_t>(row) * n + out]);
-  }
-  __device__ void store(int row, int out, float sum, float before) const {
-    y[static_cast<int64_t>(row) * n + out] = __float2bfloat16(before + sum);
-  }
-};
-
 struct HeadOutput {
   float* y;  // [B, N]
   int n;
@@ -30,7 +14,7 @@ struct HeadOutput {
 
   __device__ Prepared prepare(int /*row*/, int /*out*/) const { return {}; }
   __device__ void store(int row, int out, float sum, Prepared /*prepared*/) const {
-    y[static_cast<int64_t>(row) * n + out] = __bfloat162float(__float2bfloat16(sum));
+    y[static_cast<int64_t>(row) * n + out] = round_bf16(sum);
   }
 };
 
@@ -38,7 +22,8 @@ struct HeadOutput {
 
 cudaError_t int4_linear_decode(const bf16* x, RmsNorm norm, Int4Matrix w, const bf16* residual, bf16* y,
                                int rows, cudaStream_t stream) {
-  return launch_decode(kLinearDecode, NormedInput{x, norm}, w, LinearOutput{residual, y, w.n}, rows, stream);
+  return launch_decode(kLinearDecode, NormedInput{x, norm}, w, ResidualOutput{residual, y, w.n}, rows,
+                       stream);
 }
 
 cudaError_t int4_head(const bf16* x, RmsNorm norm, Int4Matrix w, float* y, int rows, cudaStream_t stream) {

@@ -8,6 +8,9 @@
 // An Output's prepare(row, out) reads what it will need for an element, after wait_for_previous_kernel();
 // store(row, out, sum, prepared) writes the element. Where it has kExtra, blocks behind the product's call
 // copy_extra before that wait and run_extra when the activations are there.
+//
+// The kernels let their successors start before they wait for their predecessors, so that several kernels'
+// weights are on their way at once.
 #pragma once
 
 #include <algorithm>
@@ -17,10 +20,6 @@
 #include "kernels/linear/gemv.cuh"
 
 namespace qwen::cuda {
-
-// Whether the decode kernels let their successors start before they wait for their predecessors, so that
-// several kernels' weights may be on their way at once.
-inline constexpr bool kStartNextBeforeWait = true;
 
 // Offsets into the dynamic shared memory of a block.
 struct DecodeLayout {
@@ -52,6 +51,23 @@ struct NormedInput {
   }
 };
 
+// The sums plus a residual, if there is one.
+struct ResidualOutput {
+  const bf16* residual;  // [B, N] or null
+  bf16* y;               // [B, N]; may be residual
+  int n;
+
+  static constexpr bool kExtra = false;
+  using Prepared = float;
+
+  __device__ float prepare(int row, int out) const {
+    return residual == nullptr ? 0.0F : __bfloat162float(residual[static_cast<int64_t>(row) * n + out]);
+  }
+  __device__ void store(int row, int out, float sum, float before) const {
+    y[static_cast<int64_t>(row) * n + out] = __float2bfloat16(before + sum);
+  }
+};
+
 template <int kGroup, int kRowTiles, typename Input, typename Output>
 __global__ void __launch_bounds__(max_decode_warps(kRowTiles) * 32, kRowTiles == 1 || Output::kExtra ? 2 : 3)
     decode_kernel(Input input, Int4Matrix w, UnitSplit split, Output output, int rows, int product_blocks) {
@@ -68,10 +84,9 @@ __global__ void __launch_bounds__(max_decode_warps(kRowTiles) * 32, kRowTiles ==
   if constexpr (Output::kExtra) {
     if (block >= product_blocks) {
       output.copy_extra(weights, w.k, block - product_blocks);
-      if (kStartNextBeforeWait) let_next_kernel_start();
+      let_next_kernel_start();
       wait_for_previous_kernel();
       input.template load<kGroup, 1>(x, shared + layout.input, partial, rows, w.k);
-      if (!kStartNextBeforeWait) let_next_kernel_start();
       output.run_extra(x, weights, rows, w.k, block - product_blocks);
       return;
     }
@@ -79,7 +94,7 @@ __global__ void __launch_bounds__(max_decode_warps(kRowTiles) * 32, kRowTiles ==
   const int row_tile = block * kRowTiles;
   const auto slice = WeightSlice<kGroup, kRowTiles>::of_warp(weights, split, thread / 32);
   slice.copy(w, row_tile);
-  if (kStartNextBeforeWait) let_next_kernel_start();
+  let_next_kernel_start();
   wait_for_previous_kernel();
 
   const int outputs = kRowTiles * rows * 16;
@@ -94,7 +109,6 @@ __global__ void __launch_bounds__(max_decode_warps(kRowTiles) * 32, kRowTiles ==
   if (element(thread, row, out)) prepared = output.prepare(row, out);
   input.template load<kGroup, WeightSlice<kGroup, kRowTiles>::kCopyGroups>(x, shared + layout.input, partial,
                                                                            rows, w.k);
-  if (!kStartNextBeforeWait) let_next_kernel_start();
   slice.multiply_all(x, rows);
   __syncthreads();
   for (int i = thread; i < outputs; i += static_cast<int>(blockDim.x)) {
@@ -105,23 +119,6 @@ __global__ void __launch_bounds__(max_decode_warps(kRowTiles) * 32, kRowTiles ==
                  sum_over_warps<kGroup, kRowTiles>(weights, split, rows, local / 16, row, local % 16),
                  prepared);
   }
-}
-
-// Of the current device, a block.
-inline int max_shared_bytes() {
-#ifdef QWEN_CUDA_EMULATION
-  return static_cast<int>(emulated::kMaxSharedBytes);
-#else
-  static const int bytes = [] {
-    int device = 0;
-    int value = 48 * 1024;
-    if (cudaGetDevice(&device) == cudaSuccess) {
-      cudaDeviceGetAttribute(&value, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-    }
-    return value;
-  }();
-  return bytes;
-#endif
 }
 
 template <int kGroup, int kRowTiles, typename Input, typename Output>
@@ -149,8 +146,8 @@ cudaError_t launch_decode_blocks(const Input& input, const Int4Matrix& w, const 
 template <typename Input, typename Output>
 cudaError_t launch_decode(DecodeKernel kernel, const Input& input, const Int4Matrix& w, const Output& output,
                           int rows, cudaStream_t stream) {
-  if (rows < 1 || rows > kMaxDecodeRows || w.k % 32 != 0) return cudaErrorInvalidValue;
-  const DecodeConfig config = decode_config(kernel, w.row_tiles(), w.column_tiles());
+  if (!w.is_valid() || rows < 1 || rows > kMaxDecodeRows) return cudaErrorInvalidValue;
+  const DecodeConfig config = decode_config(kernel, w.n, w.k, w.group);
   int extra_blocks = 0;
   if constexpr (Output::kExtra) extra_blocks = output.extra_blocks(config.warps);
   const auto with = [&](auto group, auto row_tiles) {

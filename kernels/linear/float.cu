@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kThreads)
       const int feature = first_feature + warp * 16 + lane / 4 + e / 2 * 8;
       const int token = first_token + 8 * j + lane % 4 * 2 + e % 2;
       if (feature >= n || token >= tokens) continue;
-      y[static_cast<size_t>(token) * n + feature] = __bfloat162float(__float2bfloat16(acc[j][e]));
+      y[static_cast<size_t>(token) * n + feature] = round_bf16(acc[j][e]);
     }
   }
 }
@@ -102,6 +102,7 @@ __global__ void __launch_bounds__(kThreads)
 cudaError_t float_linear_prefill(const bf16* x, const bf16* w, float* y, int64_t tokens, int k, int n,
                                  cudaStream_t stream) {
   if (tokens == 0) return cudaSuccess;
+  if (tokens < 0 || tokens >= int64_t{1} << 31 || k < 1 || k % 8 != 0 || n < 1) return cudaErrorInvalidValue;
   const int64_t blocks = (tokens + kTokens - 1) / kTokens * ((n + kFeatures - 1) / kFeatures);
   return launch(multiply_float, {dim3(static_cast<unsigned>(blocks)), dim3(kThreads), kStages * kStageBytes},
                 stream, x, w, y, static_cast<int>(tokens), k, n);

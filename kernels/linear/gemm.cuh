@@ -306,6 +306,12 @@ __global__ void __launch_bounds__(kThreads, Tile<kRowTiles, kTokens, kOutput>::k
 template <int kRowTiles, int kTokens, Output kOutput, Rows kRows>
 cudaError_t launch_multiply(Arguments arguments, int token_tiles, int tiles_per_block, cudaStream_t stream) {
   using T = Tile<kRowTiles, kTokens, kOutput>;
+  const Int4Matrix& w = arguments.w;
+  if (!w.is_valid() || (kOutput == Output::kSwiglu && w.n % 16 != 0)) return cudaErrorInvalidValue;
+  // The kernel's offsets into the weights and their scales, of which there are fewer, are 32 bits wide.
+  const int64_t tiles = int64_t{w.row_tiles()} * w.column_tiles();
+  const int64_t experts = kRows == Rows::kDense ? 1 : arguments.experts;
+  if (experts * tiles * kWeightBytes > int64_t{1} << 32) return cudaErrorInvalidValue;
   arguments.tiles_per_block = tiles_per_block;
   const int rows = T::kTileRows * tiles_per_block;
   arguments.feature_blocks = (arguments.w.row_tiles() + rows - 1) / rows;

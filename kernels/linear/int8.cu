@@ -204,7 +204,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   for (int i = 0; i < 4; ++i) {
     const int row = first + r + 8 * (i / 2), token = 2 * q + i % 2;
     if (row < w.n && token < rows) {
-      y[static_cast<int64_t>(token) * w.n + row] = __bfloat162float(__float2bfloat16(sums[i]));
+      y[static_cast<int64_t>(token) * w.n + row] = round_bf16(sums[i]);
     }
   }
 }

@@ -1,6 +1,5 @@
 // The end of prefill's mixture of experts: the weighted sum of a token's choices, bound by reading them.
-#include "kernels/cuda/primitives.cuh"
-#include "kernels/moe/cuda.h"
+#include "kernels/moe/choice.cuh"
 
 namespace qwen::cuda {
 
@@ -49,7 +48,7 @@ __global__ void __launch_bounds__(kThreads)
       if (first + i < top_k) add_scaled(sum, values[i], scales[i]);
     }
   }
-  add_scaled(sum, shared_chunk, __fdividef(1.0F, 1.0F + __expf(-logit)));
+  add_scaled(sum, shared_chunk, shared_weight(logit));
   add_scaled(sum, residual_chunk, 1.0F);
   *reinterpret_cast<uint4*>(y + at * 8) = {pack_bf16(sum[0], sum[1]), pack_bf16(sum[2], sum[3]),
                                            pack_bf16(sum[4], sum[5]), pack_bf16(sum[6], sum[7])};
@@ -61,7 +60,7 @@ cudaError_t moe_combine(const float* weights, const bf16* choices, const bf16* s
                         const float* shared_logit, const bf16* residual, bf16* y, MoeShape shape,
                         int64_t tokens, cudaStream_t stream) {
   if (tokens == 0) return cudaSuccess;
-  if (shape.hidden % 8 != 0) return cudaErrorInvalidValue;
+  if (shape.hidden < 1 || shape.hidden % 8 != 0 || shape.top_k < 1) return cudaErrorInvalidValue;
   const int64_t chunks = tokens * (shape.hidden / 8);
   const dim3 grid(static_cast<unsigned>((chunks + kThreads - 1) / kThreads));
   return launch(combine, {grid, dim3(kThreads)}, stream, weights, choices, shared, shared_logit, residual, y,

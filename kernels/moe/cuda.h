@@ -8,10 +8,13 @@
 
 namespace qwen::cuda {
 
+inline constexpr int kMaxExperts = 1024;
+inline constexpr int kMaxChoices = 32;
+
 struct MoeShape {
   int hidden;               // D
-  int experts;              // E, at most 1024
-  int top_k;                // A, at most 32
+  int experts;              // E, at most kMaxExperts
+  int top_k;                // A, at most kMaxChoices
   int intermediate;         // I
   int shared_intermediate;  // Is
 };
@@ -19,8 +22,8 @@ struct MoeShape {
 // Decode, 1: normed = norm(x), the A best experts of each row and their weights, and the shared expert's
 // gate.
 //   x [B, D]; router [E, D]; shared_gate [1, D]; normed [B, D]; ids i32 [B, A]; weights [B, A + 1], the last
-//   sigmoid(x shared_gate^T). Logits and weights are rounded to bfloat16 as reference.router does; of equal
-//   logits the lowest expert comes first. scratch: router_decode_scratch(shape, rows) bytes.
+//   sigmoid(x shared_gate^T). Logits and weights are rounded to bfloat16 as reference.router does; NaN comes
+//   first, and of equal logits the lowest expert. scratch: router_decode_scratch(shape, rows) bytes.
 cudaError_t router_decode(const bf16* x, RmsNorm norm, const bf16* router, const bf16* shared_gate,
                           bf16* normed, int32_t* ids, float* weights, void* scratch, uint32_t* counters,
                           MoeShape shape, int rows, cudaStream_t stream);
@@ -35,6 +38,8 @@ cudaError_t moe_gate_up_decode(const bf16* normed, const int32_t* ids, Int4Exper
 
 // Decode, 3: y = residual + sum over choices of weight * act down^T, the shared expert included.
 //   down: E of N = D, K = I; shared_down: K = Is; residual, y [B, D] (may be the same).
+// Must directly follow moe_gate_up_decode in the stream, or a copy: it reads ids before it waits for its
+// predecessor, which lets it start when they are there (launch.h).
 cudaError_t moe_down_decode(const bf16* act, const int32_t* ids, const float* weights, Int4Experts down,
                             Int4Matrix shared_down, const bf16* residual, bf16* y, MoeShape shape, int rows,
                             cudaStream_t stream);
@@ -69,7 +74,8 @@ cudaError_t moe_down_prefill_w4a8(const bf16* act, const int32_t* order, const i
                                   int64_t tokens, cudaStream_t stream);
 size_t moe_w4a8_scratch(MoeShape shape, int64_t tokens);
 
-// Prefill, 5: y = residual + sum of weights * choices + sigmoid(shared_logit) * shared.
+// Prefill, 5: y = residual + sum of weights * choices + sigmoid(shared_logit) * shared, the sigmoid rounded
+// to bfloat16.
 //   weights [T, A]; choices [T A, D]; shared [T, D]; shared_logit [T]; residual, y [T, D] (may be the same).
 cudaError_t moe_combine(const float* weights, const bf16* choices, const bf16* shared,
                         const float* shared_logit, const bf16* residual, bf16* y, MoeShape shape,

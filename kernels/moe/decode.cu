@@ -4,6 +4,7 @@
 // moe_gate_up_decode lets its successor start only after its own wait, when the router's results are visible,
 // so moe_down_decode may read the ids before it waits and has its weights on their way while gate-up
 // computes.
+#include "kernels/cuda/activation.cuh"
 #include "kernels/linear/decode_kernel.cuh"
 #include "kernels/moe/cuda.h"
 
@@ -69,7 +70,7 @@ __global__ void __launch_bounds__(kMaxGateUpWarps * 32, kRowTiles == 1 ? 5 : 3)
     const float gate = sum_over_warps<kGroup, kRowTiles>(weights, split, rows, tile, row, i % 8);
     const float up = sum_over_warps<kGroup, kRowTiles>(weights, split, rows, tile, row, i % 8 + 8);
     p.act[static_cast<int64_t>(first_row + row) * width + first_column + (row_tile + tile) * 8 + i % 8] =
-        __float2bfloat16(gate / (1.0F + expf(-gate)) * up);
+        __float2bfloat16(silu(gate) * up);
   }
 }
 
@@ -224,7 +225,7 @@ template <int kGroup>
 cudaError_t launch_down(Down p, int rows, cudaStream_t stream) {
   using Slice = WeightSlice<kGroup, 1>;
   const int choices = p.shape.top_k + 1;
-  p.parts = decode_config(kMoeDown, p.routed.row_tiles(), p.routed.column_tiles()).warps;
+  p.parts = decode_config(kMoeDown, p.routed.n, p.routed.k, kGroup).warps;
   if (p.parts * choices > kMaxDownWarps) p.parts = 1;
   const int turns = (p.parts * choices + kMaxDownWarps - 1) / kMaxDownWarps;
   const int warps = (p.parts * choices + turns - 1) / turns;
@@ -240,8 +241,9 @@ cudaError_t launch_down(Down p, int rows, cudaStream_t stream) {
 }
 
 bool valid(const Int4Matrix& routed, const Int4Matrix& shared, const MoeShape& shape, int rows) {
-  return rows >= 1 && rows <= kMaxDecodeRows && routed.group == shared.group && routed.k % 32 == 0 &&
-         shared.k % 32 == 0 && shape.top_k >= 1;
+  return rows >= 1 && rows <= kMaxDecodeRows && routed.is_valid() && shared.is_valid() &&
+         routed.group == shared.group && shape.top_k >= 1 && shape.top_k <= kMaxChoices &&
+         shape.intermediate % 8 == 0 && shape.shared_intermediate % 8 == 0;
 }
 
 }  // namespace
@@ -249,10 +251,12 @@ bool valid(const Int4Matrix& routed, const Int4Matrix& shared, const MoeShape& s
 cudaError_t moe_gate_up_decode(const bf16* normed, const int32_t* ids, Int4Experts gate_up,
                                Int4Matrix shared_gate_up, bf16* act, MoeShape shape, int rows,
                                cudaStream_t stream) {
-  if (!valid(gate_up, shared_gate_up, shape, rows) || gate_up.k != shared_gate_up.k)
+  if (!valid(gate_up, shared_gate_up, shape, rows) || gate_up.k != shared_gate_up.k ||
+      gate_up.n != 2 * shape.intermediate || shared_gate_up.n != 2 * shape.shared_intermediate) {
     return cudaErrorInvalidValue;
+  }
   const GateUp p = {normed, ids, gate_up, shared_gate_up, act, shape, rows, 0, 0};
-  const DecodeConfig config = decode_config(kMoeGateUp, gate_up.row_tiles(), gate_up.column_tiles());
+  const DecodeConfig config = decode_config(kMoeGateUp, gate_up.n, gate_up.k, gate_up.group);
   const auto with_group = [&](auto group) {
     constexpr int kGroup = decltype(group)::value;
     return config.row_tiles == 1 ? launch_gate_up<kGroup, 1>(p, config.warps, stream)
@@ -273,7 +277,10 @@ cudaError_t moe_gate_up_decode(const bf16* normed, const int32_t* ids, Int4Exper
 cudaError_t moe_down_decode(const bf16* act, const int32_t* ids, const float* weights, Int4Experts down,
                             Int4Matrix shared_down, const bf16* residual, bf16* y, MoeShape shape, int rows,
                             cudaStream_t stream) {
-  if (!valid(down, shared_down, shape, rows) || down.n != shared_down.n) return cudaErrorInvalidValue;
+  if (!valid(down, shared_down, shape, rows) || down.n != shared_down.n || down.k != shape.intermediate ||
+      shared_down.k != shape.shared_intermediate) {
+    return cudaErrorInvalidValue;
+  }
   const Down p = {act, ids, weights, down, shared_down, residual, y, shape, 1, 1};
   switch (down.group) {
     case 32:

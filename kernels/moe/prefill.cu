@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "kernels/linear/gemm.cuh"
+#include "kernels/linear/prefill_configs.h"
 #include "kernels/moe/cuda.h"
 
 namespace qwen::cuda {
@@ -23,25 +24,31 @@ cudaError_t multiply_experts(const gemm::Arguments& arguments, int64_t choices, 
                                                                    tiles_per_block, stream);
 }
 
-// A token tile as wide as an expert's expected rows: a wider one multiplies with padding, a narrower one
-// dequantizes a weight more often.
 template <Output kOutput, Rows kRows>
-cudaError_t experts(gemm::Arguments arguments, const MoeShape& shape, int64_t tokens, int tiles_per_block,
+cudaError_t experts(PrefillKernel kernel, gemm::Arguments arguments, const MoeShape& shape, int64_t tokens,
                     cudaStream_t stream) {
   const int64_t choices = tokens * shape.top_k;
   if (choices == 0) return cudaSuccess;
-  if (choices * arguments.w.k >= int64_t{1} << 31)
+  if (shape.experts < 1) return cudaErrorInvalidValue;
+  const int64_t rows = kRows == Rows::kGathered ? tokens : choices;  // of x
+  if (rows * arguments.w.k >= int64_t{1} << 31 || choices >= int64_t{1} << 31)
     return cudaErrorInvalidValue;  // 32-bit offsets in the kernel
   arguments.experts = shape.experts;
   arguments.top_k = shape.top_k;
-  const int64_t expected = choices / shape.experts;
-  if (expected > 160)
-    return multiply_experts<1, 128, kOutput, kRows>(arguments, choices, tiles_per_block, stream);
-  if (expected > 24)
-    return multiply_experts<2, 64, kOutput, kRows>(arguments, choices, tiles_per_block, stream);
-  if (expected > 10)
-    return multiply_experts<1, 32, kOutput, kRows>(arguments, choices, tiles_per_block, stream);
-  return multiply_experts<1, 16, kOutput, kRows>(arguments, choices, tiles_per_block, stream);
+  const auto [width, tiles] =
+      prefill_config(kernel, arguments.w.n, arguments.w.k, arguments.w.group, choices / shape.experts);
+  switch (width) {
+    case 16:
+      return multiply_experts<1, 16, kOutput, kRows>(arguments, choices, tiles, stream);
+    case 32:
+      return multiply_experts<1, 32, kOutput, kRows>(arguments, choices, tiles, stream);
+    case 64:
+      return multiply_experts<2, 64, kOutput, kRows>(arguments, choices, tiles, stream);
+    case 128:
+      return multiply_experts<1, 128, kOutput, kRows>(arguments, choices, tiles, stream);
+    default:
+      return cudaErrorInvalidValue;
+  }
 }
 
 }  // namespace
@@ -55,7 +62,7 @@ cudaError_t moe_gate_up_prefill(const bf16* x, const int32_t* order, const int32
   arguments.y = act;
   arguments.order = order;
   arguments.offsets = offsets;
-  return experts<Output::kSwiglu, Rows::kGathered>(arguments, shape, tokens, 1, stream);
+  return experts<Output::kSwiglu, Rows::kGathered>(kMoeGateUpPrefill, arguments, shape, tokens, stream);
 }
 
 cudaError_t moe_down_prefill(const bf16* act, const int32_t* order, const int32_t* offsets, Int4Experts down,
@@ -66,9 +73,7 @@ cudaError_t moe_down_prefill(const bf16* act, const int32_t* order, const int32_
   arguments.y = choices;
   arguments.order = order;
   arguments.offsets = offsets;
-  // Few steps a tile: a block makes two, so that finding the expert and filling the stages pay.
-  const int tiles_per_block = down.k <= 1024 ? 2 : 1;
-  return experts<Output::kPlain, Rows::kScattered>(arguments, shape, tokens, tiles_per_block, stream);
+  return experts<Output::kPlain, Rows::kScattered>(kMoeDownPrefill, arguments, shape, tokens, stream);
 }
 
 }  // namespace qwen::cuda

@@ -251,6 +251,7 @@ cudaError_t experts(const bf16* x, int64_t rows, const int32_t* order, const int
                     bf16* y, void* scratch, const MoeShape& shape, int64_t tokens, cudaStream_t stream) {
   const int64_t choices = tokens * shape.top_k;
   if (choices == 0) return cudaSuccess;
+  if (!w.is_valid() || shape.experts < 1 || choices >= int64_t{1} << 31) return cudaErrorInvalidValue;
   const Int8Rows quantized = int8_rows(scratch, rows, w.k);
   const int64_t groups = rows * quantized.groups();
   const dim3 grid(static_cast<unsigned>((groups + kWarps - 1) / kWarps));

@@ -1,13 +1,12 @@
 // The router of a decode step: norm, logits, and, in the block that finishes last, the best experts.
+#include "kernels/cuda/last_block.cuh"
 #include "kernels/linear/decode_kernel.cuh"
-#include "kernels/moe/cuda.h"
+#include "kernels/moe/choice.cuh"
 
 namespace qwen::cuda {
 namespace {
 
 constexpr int kGroup = 32;  // nothing here has groups; the activations' layout wants one
-constexpr int kMaxChoices = 32;
-constexpr int kMaxExperts = 1024;
 
 struct Router {
   NormedInput input;
@@ -22,18 +21,7 @@ struct Router {
   int rows;
 };
 
-// bfloat16 bits as a number that grows with the value; both zeros are one.
-__device__ __forceinline__ uint32_t ordered(float logit) {
-  const uint32_t bits = __float_as_uint(logit) >> 16;
-  if ((bits & 0x7fff) == 0) return 0x8000;
-  return (bits & 0x8000) != 0 ? ~bits & 0xffff : bits | 0x8000;
-}
-__device__ __forceinline__ float logit_of(uint32_t order) {
-  return __uint_as_float(((order & 0x8000) != 0 ? order & 0x7fff : ~order & 0xffff) << 16);
-}
-
-// One row by one warp. A key is the logit's order above the expert's index reversed: the largest is the best
-// logit of the lowest expert, and no two are equal.
+// One row by one warp.
 template <int kPerLane>
 __device__ void choose(const Router& p, int row) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -44,36 +32,25 @@ __device__ void choose(const Router& p, int row) {
 #pragma unroll
   for (int i = 0; i < kPerLane; ++i) {
     const int expert = i * 32 + lane;
-    keys[i] = expert < experts ? ordered(__ldcg(logits + expert)) << 16 | (0xffff - expert) : 0;
+    keys[i] = expert < experts ? choice_key(__ldcg(logits + expert), expert) : 0;
   }
   const float gate = __ldcg(logits + experts);
-  uint32_t own = 0;
-#pragma unroll 1
-  for (int choice = 0; choice < top_k; ++choice) {
-    uint32_t best = keys[0];
-#pragma unroll
-    for (int i = 1; i < kPerLane; ++i) best = max(best, keys[i]);
-    best = __reduce_max_sync(~0U, best);
-#pragma unroll
-    for (int i = 0; i < kPerLane; ++i) keys[i] = keys[i] == best ? 0 : keys[i];
-    if (lane == choice) own = best;
-  }
+  const uint32_t own = choose_experts(keys, top_k);
   // Of a softmax over all experts, normalized over the chosen, the sum over all cancels.
-  const float logit = logit_of(own >> 16);
+  const float logit = logit_of(own);
   const float most = __shfl_sync(~0U, logit, 0);
   const float share = lane < top_k ? expf(logit - most) : 0.0F;
   const float total = warp_sum(share);
   float* weights = p.weights + row * (top_k + 1);
   if (lane < top_k) {
-    p.ids[row * top_k + lane] = static_cast<int32_t>(0xffff - (own & 0xffff));
-    weights[lane] = __bfloat162float(__float2bfloat16(share / total));
+    p.ids[row * top_k + lane] = expert_of(own);
+    weights[lane] = round_bf16(share / total);
   }
-  if (lane == 0) weights[top_k] = __bfloat162float(__float2bfloat16(1.0F / (1.0F + expf(-gate))));
+  if (lane == 0) weights[top_k] = shared_weight(gate);
 }
 
 __global__ void __launch_bounds__(max_decode_warps(1) * 32, 2) router_kernel(Router p) {
   QWEN_DYNAMIC_SHARED(shared);
-  __shared__ bool is_last;
   const int k = p.shape.hidden;
   const int column_tiles = (k + 63) / 64;
   const int warps = static_cast<int>(blockDim.x) / 32;
@@ -91,16 +68,15 @@ __global__ void __launch_bounds__(max_decode_warps(1) * 32, 2) router_kernel(Rou
     for (int chunk = lane; chunk < k / 8; chunk += 32) copy_async_16(own_row + chunk * 16, from + chunk * 8);
   }
   copy_async_commit();
-  if (kStartNextBeforeWait) let_next_kernel_start();
+  let_next_kernel_start();
   wait_for_previous_kernel();
   p.input.load<kGroup, 1>(x, shared + layout.input, reinterpret_cast<float*>(shared + layout.partial), p.rows,
                           k);
-  if (!kStartNextBeforeWait) let_next_kernel_start();
 
   copy_async_wait<0>();
   if (out <= p.shape.experts) {
     dot_rows(x, own_row, p.rows, k, [&](int row, float sum) {
-      if (lane == 0) p.logits[row * (p.shape.experts + 1) + out] = __bfloat162float(__float2bfloat16(sum));
+      if (lane == 0) p.logits[row * (p.shape.experts + 1) + out] = round_bf16(sum);
     });
   }
   if (blockIdx.x == gridDim.x - 1) {  // the block with the fewest rows
@@ -111,15 +87,7 @@ __global__ void __launch_bounds__(max_decode_warps(1) * 32, 2) router_kernel(Rou
                                                          *x.pair(row, chunk, 2), *x.pair(row, chunk, 3));
     }
   }
-  __threadfence();
-  __syncthreads();
-  if (thread == 0) {
-    is_last = atomicAdd(p.counters, 1U) == gridDim.x - 1;
-    if (is_last) *p.counters = 0;
-    __threadfence();
-  }
-  __syncthreads();
-  if (!is_last) return;
+  if (!is_last_block(p.counters, gridDim.x)) return;
   for (int row = thread / 32; row < p.rows; row += warps) {
     if (p.shape.experts <= 256) {
       choose<8>(p, row);
@@ -138,12 +106,12 @@ size_t router_decode_scratch(MoeShape shape, int rows) {
 cudaError_t router_decode(const bf16* x, RmsNorm norm, const bf16* router, const bf16* shared_gate,
                           bf16* normed, int32_t* ids, float* weights, void* scratch, uint32_t* counters,
                           MoeShape shape, int rows, cudaStream_t stream) {
-  if (rows < 1 || rows > kMaxDecodeRows || shape.hidden % 32 != 0 || shape.experts > kMaxExperts ||
-      shape.top_k < 1 || shape.top_k > std::min(kMaxChoices, shape.experts)) {
+  if (rows < 1 || rows > kMaxDecodeRows || shape.hidden < 1 || shape.hidden % 32 != 0 ||
+      shape.experts > kMaxExperts || shape.top_k < 1 || shape.top_k > std::min(kMaxChoices, shape.experts)) {
     return cudaErrorInvalidValue;
   }
   const int column_tiles = (shape.hidden + 63) / 64;
-  const int warps = decode_config(kRouter, shape.experts, column_tiles).warps;
+  const int warps = decode_config(kRouter, shape.experts, shape.hidden, 0).warps;
   const DecodeLayout layout(column_tiles, kGroup, rows, warps, column_tiles * 128);
   const int bytes = layout.weights + warps * shape.hidden * 2;
   if (bytes > max_shared_bytes()) return cudaErrorInvalidValue;

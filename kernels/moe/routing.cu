@@ -1,30 +1,17 @@
 // Prefill's routing: each token's best experts, and the choices sorted by expert.
 #include <algorithm>
 
-#include "kernels/cuda/primitives.cuh"
-#include "kernels/moe/cuda.h"
+#include "kernels/moe/choice.cuh"
 
 namespace qwen::cuda {
 
 namespace {
 
-constexpr int kMaxExperts = 1024;
 constexpr int kMaxPerLane = kMaxExperts / 32;
-
-// Logits are bfloat16 values. Their bits in an order that unsigned integers have: NaN (either sign) above
-// infinity, as torch.sort has it, and both zeros alike.
-__device__ __forceinline__ uint32_t ordered_bits(float logit) {
-  if (logit != logit) return 0xffffU;
-  const uint32_t bits = __float_as_uint(logit + 0.0F) >> 16;
-  return bits & 0x8000U ? ~bits & 0xffffU : bits | 0x8000U;
-}
-__device__ __forceinline__ float logit_of(uint32_t ordered) {
-  return __uint_as_float((ordered & 0x8000U ? ordered & 0x7fffU : ~ordered & 0xffffU) << 16);
-}
 
 constexpr int kRouterWarps = 4;
 
-// A warp a token. A logit and its expert are one key: of equal logits the lowest expert has the largest.
+// A warp a token.
 template <int kPerLane>
 __global__ void __launch_bounds__(32 * kRouterWarps)
     route(const float* logits, int32_t* ids, float* weights, int experts, int top_k, int tokens) {
@@ -40,27 +27,17 @@ __global__ void __launch_bounds__(32 * kRouterWarps)
     keys[i] = 0;
     if (expert >= experts) continue;
     const float logit = logits[static_cast<size_t>(token) * experts + expert];
-    keys[i] = ordered_bits(logit) << 16 | (0xffffU - expert);
+    keys[i] = choice_key(logit, expert);
   }
-  uint32_t mine = 0;  // the key of choice `lane`
-  for (int choice = 0; choice < top_k; ++choice) {
-    uint32_t best = 0;
-#pragma unroll
-    for (int i = 0; i < kPerLane; ++i) best = max(best, keys[i]);
-#pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) best = max(best, __shfl_xor_sync(~0U, best, offset));
-#pragma unroll
-    for (int i = 0; i < kPerLane; ++i) keys[i] = keys[i] == best ? 0 : keys[i];
-    if (lane == choice) mine = best;
-  }
+  const uint32_t mine = choose_experts(keys, top_k);
   // The softmax's denominator cancels: the chosen weights sum to one.
   const uint32_t largest = __shfl_sync(~0U, mine, 0);
-  const float weight = lane < top_k ? __expf(logit_of(mine >> 16) - logit_of(largest >> 16)) : 0;
+  const float weight = lane < top_k ? __expf(logit_of(mine) - logit_of(largest)) : 0;
   const float sum = warp_sum(weight);
   if (lane >= top_k) return;
   const size_t at = static_cast<size_t>(token) * top_k + lane;
-  ids[at] = static_cast<int32_t>(0xffffU - (mine & 0xffffU));
-  weights[at] = __bfloat162float(__float2bfloat16(weight / sum));
+  ids[at] = expert_of(mine);
+  weights[at] = round_bf16(weight / sum);
 }
 
 // The sort counts: each block has a run of choices, counts its experts, then puts its choices behind those of
@@ -166,13 +143,22 @@ __global__ void __launch_bounds__(kSortThreads)
   }
 }
 
+bool has_valid_choices(const MoeShape& shape) {
+  return shape.experts >= 1 && shape.experts <= kMaxExperts && shape.top_k >= 1 &&
+         shape.top_k <= std::min(kMaxChoices, shape.experts);
+}
+
+// Choices have 32-bit indices.
+bool has_valid_size(const MoeShape& shape, int64_t tokens) {
+  return tokens >= 0 && tokens * shape.top_k < int64_t{1} << 31;
+}
+
 }  // namespace
 
 cudaError_t router_prefill(const float* logits, int32_t* ids, float* weights, MoeShape shape, int64_t tokens,
                            cudaStream_t stream) {
   if (tokens == 0) return cudaSuccess;
-  if (shape.experts > kMaxExperts || shape.top_k > 32 || shape.top_k > shape.experts)
-    return cudaErrorInvalidValue;
+  if (!has_valid_choices(shape) || !has_valid_size(shape, tokens)) return cudaErrorInvalidValue;
   const dim3 grid(static_cast<unsigned>((tokens + kRouterWarps - 1) / kRouterWarps));
   const auto kernel = shape.experts <= 32 ? route<1> : shape.experts <= 256 ? route<8> : route<kMaxPerLane>;
   return launch(kernel, {grid, dim3(32 * kRouterWarps)}, stream, logits, ids, weights, shape.experts,
@@ -182,7 +168,7 @@ cudaError_t router_prefill(const float* logits, int32_t* ids, float* weights, Mo
 cudaError_t moe_sort(const int32_t* ids, int32_t* order, int32_t* offsets, void* scratch, MoeShape shape,
                      int64_t tokens, cudaStream_t stream) {
   const int64_t choices = tokens * shape.top_k;
-  if (choices == 0 || shape.experts > kMaxExperts) return cudaErrorInvalidValue;
+  if (tokens < 1 || !has_valid_choices(shape) || !has_valid_size(shape, tokens)) return cudaErrorInvalidValue;
   const int per_block = choices_per_block(choices);
   const dim3 grid(static_cast<unsigned>((choices + per_block - 1) / per_block));
   int32_t* const counts = static_cast<int32_t*>(scratch);

@@ -61,10 +61,8 @@ __global__ void __launch_bounds__(kThreads)
   for (int v = lane + 32 * kHeld; v < vectors; v += 32) y[v] = normed(x[v], __ldg(weight + v), scale);
 }
 
-__device__ float rounded(float v) { return __bfloat162float(__float2bfloat16(v)); }
-
 __device__ float gated(float value, float scale, float weight, float gate) {
-  const float weighted = rounded(weight * rounded(value * scale));
+  const float weighted = round_bf16(weight * round_bf16(value * scale));
   return weighted * (gate / (1.0F + __expf(-gate)));
 }
 
@@ -85,7 +83,7 @@ __global__ void __launch_bounds__(kThreads)
   const int end = exists ? dim : 0;
   const auto load = [&](int i) {
     const float4 v = *reinterpret_cast<const float4*>(x + i);
-    return float4{rounded(v.x), rounded(v.y), rounded(v.z), rounded(v.w)};
+    return float4{round_bf16(v.x), round_bf16(v.y), round_bf16(v.z), round_bf16(v.w)};
   };
   float sum = 0;
   for (int i = 4 * lane; i < end; i += 4 * width) {

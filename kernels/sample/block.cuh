@@ -1,7 +1,8 @@
-// What a block of kThreads threads does together: scans, reductions, and being the last of its launch. Every
-// function is called by all threads of the block.
+// What a block of kThreads threads does together: scans and reductions. Every function is called by all
+// threads of the block.
 #pragma once
 
+#include "kernels/cuda/last_block.cuh"
 #include "kernels/cuda/primitives.cuh"
 
 namespace qwen::cuda::sampling {
@@ -48,21 +49,6 @@ __device__ T block_sum(T value) {
   for (int w = 0; w < kWarps; ++w) value += warps[w];
   __syncthreads();
   return value;
-}
-
-// Whether this block is the last of `blocks` to get here; it then sees what the others wrote before.
-// `counter` is zero before the first and after the last.
-__device__ inline bool is_last_block(uint32_t* counter, uint32_t blocks) {
-  __shared__ bool last;
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    last = atomicAdd(counter, 1U) == blocks - 1;
-    if (last) *counter = 0;
-  }
-  __syncthreads();
-  __threadfence();
-  return last;
 }
 
 }  // namespace qwen::cuda::sampling

@@ -97,6 +97,16 @@ def test_of_equal_logits_the_lowest_expert_comes_first(gpu: Gpu, generator: torc
         assert error(weights[:, :-1], expected_weights) < TOLERANCE[BF16]
 
 
+def test_a_nan_of_either_sign_comes_first(gpu: Gpu, generator: torch.Generator) -> None:
+    arguments = RouterArguments(2, 64, 40, 5, generator)
+    arguments.router[7] = torch.nan
+    arguments.router[3] = -torch.nan
+    _, ids, _ = arguments.run(gpu)
+    logits = float_linear(arguments.x, arguments.router).float()
+    assert logits[:, [3, 7]].isnan().all()
+    assert ids[:, :2].tolist() == [[3, 7]] * 2
+
+
 def test_a_row_of_the_router_does_not_depend_on_the_others(gpu: Gpu, generator: torch.Generator) -> None:
     arguments = RouterArguments(8, 192, 20, 4, generator)
     whole = arguments.run(gpu)

@@ -159,7 +159,7 @@ def test_combine(gpu: Gpu, generator: torch.Generator, tokens_hidden_choices: tu
     shared_logit = torch.randn(tokens, generator=generator)
     residual = torch.randn(tokens, hidden, generator=generator).bfloat16()
     expected = (choices.float() * weights.unsqueeze(-1)).sum(dim=1) + residual.float()
-    expected += shared_logit.sigmoid().unsqueeze(-1) * shared.float()
+    expected += shared_logit.sigmoid().bfloat16().float().unsqueeze(-1) * shared.float()
     tensors = [gpu.tensor(a) for a in (weights, choices, shared, shared_logit, residual)]
     shape = gpu.module.MoeShape(hidden, 64, top_k, 32, 32)
     outputs = []
