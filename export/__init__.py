@@ -38,8 +38,8 @@ def export_program(
         options: the fields of `ExportOptions`.
 
     Raises:
-        ExportError: a source, an option or an output folder that will not do, or too small a machine, in one
-            line.
+        ExportError: a source, an option or an output folder that will not do, or too small a machine, be it
+            that its memory or its GPU's runs out, in one line.
         OSError: `output` cannot be written; what was there before still is.
     """
     known = [option.name for option in fields(ExportOptions)]
@@ -47,7 +47,7 @@ def export_program(
         if name not in known:
             raise ExportError(f"{name}: no such option; there are {', '.join(known)}")
     ExportOptions(**options)
-    with _quiet():
+    with _quiet(), _out_of_memory_in_a_line():
         # Imported late: torch's exporter and ExecuTorch take seconds, and a wrong option should not.
         from .program import STAGES, write_program
         from .progress import Progress
@@ -63,6 +63,24 @@ def export_program(
                     size = sum(path.stat().st_size for path in Path(output).iterdir())
                     reporter.finish(f"{output}: {size / 1e6:.1f} MB")
     return Path(output)
+
+
+@contextmanager
+def _out_of_memory_in_a_line() -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # PyTorch's own are RuntimeErrors: OutOfMemoryError of a GPU, and others that only their text tells.
+        text = str(error)
+        on_gpu = type(error).__name__ == "OutOfMemoryError" or "CUDA error: out of memory" in text
+        if not (on_gpu or isinstance(error, MemoryError) or "can't allocate memory" in text):
+            raise
+        where, remedy = (
+            ("the GPU has", "end other programs on it, or hide it (CUDA_VISIBLE_DEVICES=)")
+            if on_gpu
+            else ("this machine has", "end other programs")
+        )
+        raise ExportError(f"{where} no memory left for the export; {remedy}, and try again") from error
 
 
 @contextmanager

@@ -63,8 +63,8 @@ def delegating(methods: dict[str, CompiledMethod]) -> Iterator[None]:
 class QwenAotiBackend(BackendDetails):
     """Found by ExecuTorch by its name, `contract.BACKEND_ID`.
 
-    A library goes into the .pte, keyed by its digest. Of weights it holds the names alone: `ptd.py` writes
-    them beside it. State goes nowhere: the runner allocates it.
+    A library goes into the .pte, keyed by its digest. Weights go beside it, where `ptd.py` writes them: the
+    library itself says which it reads. State goes nowhere: the runner allocates it.
     """
 
     @staticmethod
@@ -78,7 +78,6 @@ class QwenAotiBackend(BackendDetails):
         description = {
             "method": name,
             "library": library_key,
-            "weights": method.weights,
             "state": [
                 {"name": key, "dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
                 for key, value in sorted(method.state.items())

@@ -25,7 +25,6 @@ from .symbols import private_symbols
 @dataclass(frozen=True)
 class CompiledMethod:
     library: bytes  # of the shared object
-    weights: tuple[str, ...]  # the fully qualified names of what it reads
     state: dict[str, Tensor]  # what it mutates: shapes and types
 
 
@@ -62,7 +61,7 @@ def compile_method(name: str, program: ExportedProgram, target: str = contract.C
     _check_symbols(name, libraries[0], contract.allowed_symbols(target))
     weights, state = dict(module.named_parameters()), dict(module.named_buffers())
     _check_constants(name, set(tables[0]), weights.keys() | state.keys())
-    return CompiledMethod(libraries[0].read_bytes(), tuple(sorted(weights)), state)
+    return CompiledMethod(libraries[0].read_bytes(), state)
 
 
 @contextmanager

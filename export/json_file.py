@@ -65,8 +65,8 @@ def is_number(value: Any) -> bool:
     return is_integer(value) or (isinstance(value, float) and math.isfinite(value))
 
 
-def read_json_object(path: Path) -> JsonObject:
-    """Reads the file `path`, which must hold one JSON object.
+def read_json_object(path: Path, remedy: str = "download it again") -> JsonObject:
+    """Reads the file `path`, which must hold one JSON object; else `remedy` is what errors advise.
 
     Raises:
         ExportError: no such file, unreadable, not JSON, or not an object.
@@ -78,7 +78,7 @@ def read_json_object(path: Path) -> JsonObject:
     except OSError as error:
         raise ExportError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise ExportError(f"{path}: not JSON ({error}); download it again") from None
+        raise ExportError(f"{path}: not JSON ({error}); {remedy}") from None
     if not isinstance(values, dict):
-        raise ExportError(f"{path}: holds no JSON object; download it again")
+        raise ExportError(f"{path}: holds no JSON object; {remedy}")
     return JsonObject(values, path)

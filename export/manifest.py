@@ -110,7 +110,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     Raises:
         ExportError: no such file, damaged, or of another format.
     """
-    manifest = read_json_object(path).values
+    manifest = read_json_object(path, "copy or export the program again").values
     digest = manifest.get("manifest_sha256")
     if not isinstance(digest, str) or len(digest) != len(_NO_DIGEST):
         raise ExportError(f"{path}: has no digest; it is not a program's, or damaged")

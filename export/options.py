@@ -118,6 +118,21 @@ class ResolvedOptions:
     slots: int
 
 
+def refuse_idle(given: dict[str, Any], random: bool) -> None:
+    """Raises ExportError where one of the options that are given would have no effect.
+
+    `random`: weights are drawn as codes, none are chosen for others.
+    """
+    idle: dict[str, str] = {}
+    if random:
+        idle["quantize_method"] = "random weights are drawn as codes"
+    if given.get("quantize") == "none":
+        idle |= dict.fromkeys(("group_size", "quantize_method", "head"), "--quantize none quantizes nothing")
+    for name, reason in idle.items():
+        if given.get(name) is not None:
+            raise ExportError(f"{flag(name)} {given[name]}: it has no effect, {reason}; leave it out")
+
+
 def flag(name: str) -> str:
     """How the command line spells the option `name`."""
     return "--" + name.replace("_", "-")

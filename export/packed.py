@@ -17,16 +17,17 @@ from .errors import ExportError
 from .manifest import read_manifest
 from .options import ExportOptions, flag
 from .ptd import Layout, WeightsFile
+from .tokenizer_files import NAMES as TOKENIZER_FILES
 
 # Other options say how weights are packed, and packed they are.
 _FREE = ("max_seq_len", "chunk", "slots")
 
 
 class PackedProgram:
-    """The program in `folder`.
+    """The program in `folder`, its small files checked: `check_weights` does that for the weights.
 
     Raises:
-        ExportError: the manifest is damaged, or of another format.
+        ExportError: a file is damaged or no part of the program, or of another format.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -39,7 +40,10 @@ class PackedProgram:
             sampling = SamplingDefaults(**self._manifest["sampling"])
             self.config = ModelConfig(**(model | tuples | {"sampling": sampling}))
             self._options = self._read_options()
-            self._weights_entry = self._manifest["files"][contract.WEIGHTS_FILE]
+            files = self._manifest["files"]
+            self._weights_entry = files[contract.WEIGHTS_FILE]
+            for name in TOKENIZER_FILES:
+                self._check_file(name, files.get(name))
         except (KeyError, TypeError) as error:
             raise ExportError(
                 f"{folder / contract.MANIFEST_FILE}: lacks a value or has one of the wrong type ({error}); "
@@ -55,7 +59,13 @@ class PackedProgram:
         given = {name: value for name, value in given.items() if value is not None}
         ExportOptions(**given)
         for name, value in given.items():
-            if name not in _FREE and value != self._options.get(name, value):
+            if name in _FREE:
+                continue
+            if name not in self._options:
+                raise ExportError(
+                    f"{flag(name)} {value}: it has no effect, {self.path} is not quantized; leave it out"
+                )
+            if value != self._options[name]:
                 raise ExportError(
                     f"{flag(name)} {value}: {self.path} has {self._options[name]}, packed; "
                     "export the checkpoint itself to change it"
@@ -65,25 +75,37 @@ class PackedProgram:
             merged["chunk"] = min(merged["chunk"], merged["max_seq_len"])
         return ExportOptions(**merged)
 
-    def weights(self, layout: Layout, note: Callable[[str], None]) -> Iterator[tuple[str, Tensor]]:
-        """The weights of `layout`, each mapped as it is asked for.
+    def check_weights(self, layout: Layout, note: Callable[[str], None]) -> None:
+        """Reads the whole file of the weights.
 
         Raises:
-            ExportError: the file is damaged or its weights are not those of `layout`.
+            ExportError: it is damaged, or its weights are not those of `layout`.
         """
         path = self.path / contract.WEIGHTS_FILE
-        note("checking their digests")
+        note("digests of the weights")
         _verify(path, self._weights_entry)
-        file = WeightsFile(path)
-        found = file.weights
+        found = WeightsFile(path).weights
         for weight in layout.weights:
             if found.get(weight.name) != weight:
                 raise ExportError(
                     f"{path}: has no {weight.name} of shape {list(weight.shape)}; it is of another version, "
                     "export the checkpoint again"
                 )
+
+    def weights(self, layout: Layout, note: Callable[[str], None]) -> Iterator[tuple[str, Tensor]]:
+        """The weights of `layout`, each mapped as it is asked for. REQUIRES: `check_weights`."""
+        file = WeightsFile(self.path / contract.WEIGHTS_FILE)
         note("copying")
         return ((weight.name, file.tensor(weight.name)) for weight in layout.weights)
+
+    def _check_file(self, name: str, entry: dict[str, Any] | None) -> None:
+        path = self.path / name
+        if entry is not None:
+            _verify(path, entry)
+        elif path.exists():
+            raise ExportError(
+                f"{path}: it is no part of the program, whose manifest does not list it; move it away first"
+            )
 
     def _read_options(self) -> dict[str, Any]:
         manifest, quantization = self._manifest, self._manifest["quantization"]

@@ -27,8 +27,9 @@ from .sources import MODELS, Source
 from .staging import staged_folder
 from .weights import MetaWeights
 
-CHAT, WEIGHTS, WRITE = "derive the chat pieces", "write the weights", "write the program"
-STAGES = (CHAT, *LOWER_STAGES, WEIGHTS, WRITE)
+CHECK, CHAT = "check the source", "derive the chat pieces"
+WEIGHTS, WRITE = "write the weights", "write the program"
+STAGES = (CHECK, CHAT, *LOWER_STAGES, WEIGHTS, WRITE)
 
 
 def write_program(
@@ -54,6 +55,8 @@ def write_program(
     check_resources(output, layout, config, options, source.device)
     # Staged before the work, which takes minutes, so that a folder that cannot be written is found first.
     with staged_folder(output) as stage:
+        begin(CHECK)
+        source.check(layout, note)
         begin(CHAT)
         chat = tokenizer.chat()
         with _compiler_cache(stage.scratch):

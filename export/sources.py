@@ -18,7 +18,7 @@ from .cuda_model import CudaModel
 from .errors import ExportError
 from .linear import WeightSource
 from .model import LAYERS, LanguageModel, Model
-from .options import NO_SOURCE, ExportOptions, ResolvedOptions
+from .options import NO_SOURCE, ExportOptions, ResolvedOptions, refuse_idle
 from .packed import PackedProgram
 from .preflight import quantizing_device
 from .ptd import Layout, weights_of
@@ -40,6 +40,7 @@ class Source:
     weights: gives the weights of a layout in its order, each made as it is asked for, and tells its second
         argument how far it is.
     device: where weights are quantized, if any are.
+    check: sees, before the work, that the weights of a layout are there and whole; raises ExportError.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Source:
     tokenizer: Callable[[], TokenizerFiles]
     weights: Callable[[Layout, Note], Iterator[tuple[str, Tensor]]]
     device: str | None = None
+    check: Callable[[Layout, Note], None] = lambda layout, note: None
 
 
 @contextmanager
@@ -63,6 +65,7 @@ def open_source(
     """
     if (checkpoint is None) == (random is None):
         raise ExportError(NO_SOURCE)
+    refuse_idle(given, random is not None)
     if random is not None:
         yield _random_source(random, tokenizer, ExportOptions(**given))
         return
@@ -117,6 +120,7 @@ def _program_source(folder: Path, given: dict[str, Any]) -> Source:
         options=options.resolved(program.config),
         tokenizer=lambda: read_tokenizer_files(folder),
         weights=program.weights,
+        check=program.check_weights,
     )
 
 

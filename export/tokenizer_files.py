@@ -15,6 +15,9 @@ from .chat_template import derive_chat_pieces
 from .errors import ExportError
 from .json_file import read_json_object
 
+# All that is read of a folder.
+NAMES = (contract.TOKENIZER_FILE, contract.TOKENIZER_CONFIG_FILE, contract.CHAT_TEMPLATE_FILE)
+
 
 @dataclass(frozen=True)
 class TokenizerFiles:

@@ -121,7 +121,7 @@ Result<std::vector<std::unique_ptr<Tensor>>> Container::run(std::vector<std::uni
   for (const AtenTensorHandle handle : output_handles) results.emplace_back(Tensor::from(handle));
   if (code != 0) return failure("running the compiled method");
   // A failed check inside compiled code has no way to stop it; its message is left behind.
-  if (std::string message = take_shim_error(); !message.empty()) return Error{ErrorCode::kInternal, message};
+  if (auto error = take_shim_error()) return *std::move(error);
   for (const std::unique_ptr<Tensor>& result : results) {
     if (result == nullptr) return Error{ErrorCode::kInternal, "the compiled method left an output empty"};
   }
@@ -129,12 +129,12 @@ Result<std::vector<std::unique_ptr<Tensor>>> Container::run(std::vector<std::uni
 }
 
 Error Container::failure(const char* what) {
-  std::string message = take_shim_error();
+  const auto shim_error = take_shim_error();
   if (device_arena_) {
     if (auto error = device_arena_->take_error()) return *std::move(error);
   }
-  return {ErrorCode::kInternal,
-          std::string(what) + " failed" + (message.empty() ? std::string() : ": " + message)};
+  if (shim_error) return {shim_error->code, std::string(what) + " failed: " + shim_error->message};
+  return {ErrorCode::kInternal, std::string(what) + " failed"};
 }
 
 }  // namespace qwen

@@ -45,8 +45,8 @@ class Container {
   Result<std::unordered_map<std::string, const Tensor*>> bound();
 
   // Runs the method. Consumes the inputs; the outputs' memory belongs to this container's arena and is valid
-  // until the outputs are destroyed, which must be before the next run. Errors: kInternal with the compiled
-  // code's own message, kOutOfMemory.
+  // until the outputs are destroyed, which must be before the next run. Errors: those of the functions that
+  // the compiled code called, kInternal and kOutOfMemory among them.
   Result<std::vector<std::unique_ptr<Tensor>>> run(std::vector<std::unique_ptr<Tensor>> inputs,
                                                    size_t outputs);
   // Null where the method runs in this process's memory.

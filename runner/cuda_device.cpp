@@ -58,6 +58,8 @@ Status check_driver(const std::string& folder) {
 
 // The device that CUDA uses where none is chosen.
 constexpr int kDevice = 0;
+// Below it the kernels' instructions are not there.
+constexpr int kLeastCapability = 80;
 
 Status check_architecture(const std::string& folder, const std::string& name) {
   int major = 0;
@@ -66,11 +68,19 @@ Status check_architecture(const std::string& folder, const std::string& name) {
   QWEN_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, kDevice));
   const int capability = major * 10 + minor;
   if (!covers_architecture(QWEN_CUDA_ARCHITECTURES, capability)) {
-    return unsupported(folder, "the GPU found (" + name + ") has compute capability " +
-                                   capability_text(capability) +
-                                   ", this runner was built for " QWEN_CUDA_ARCHITECTURES
-                                   "; build it with -DQWEN_CUDA_ARCHITECTURES=" +
-                                   std::to_string(capability));
+    const std::string found =
+        "the GPU found (" + name + ") has compute capability " + capability_text(capability);
+    if (capability < kLeastCapability) {
+      return unsupported(folder, found + ", the kernels need " + capability_text(kLeastCapability) +
+                                     " or newer" + kElsewhere);
+    }
+    // Kernels of Hopper are compiled with its own instructions; 90 alone would leave them out.
+    const std::string wanted = std::to_string(capability) + (capability == 90 ? "a" : "") + "-real";
+    return unsupported(
+        folder, found +
+                    ", this runner was built for " QWEN_CUDA_ARCHITECTURES
+                    "; build it again with `make clean && make CUDA_ARCHITECTURES=" +
+                    wanted + "`, or `pip install -C cmake.define.QWEN_CUDA_ARCHITECTURES=" + wanted + " .`");
   }
   return ok_status();
 }
@@ -83,6 +93,19 @@ Error out_of_memory(const std::string& what, uint64_t bytes, uint64_t free, uint
 }
 
 }  // namespace
+
+CurrentDevice::CurrentDevice() {
+  // What fails here fails in the call that this is for, which reports it.
+  if (cudaGetDevice(&previous_) != cudaSuccess) {
+    cudaGetLastError();
+    previous_ = kDevice;
+  }
+  if (previous_ != kDevice && cudaSetDevice(kDevice) != cudaSuccess) cudaGetLastError();
+}
+
+CurrentDevice::~CurrentDevice() {
+  if (previous_ != kDevice && cudaSetDevice(previous_) != cudaSuccess) cudaGetLastError();
+}
 
 bool covers_architecture(const std::string& architectures, int capability) {
   std::istringstream entries(architectures);
@@ -100,6 +123,7 @@ bool covers_architecture(const std::string& architectures, int capability) {
 
 Result<std::unique_ptr<CudaDevice>> CudaDevice::open(const std::string& folder) {
   QWEN_RETURN_IF_ERROR(check_driver(folder));
+  const CurrentDevice current;
   cudaDeviceProp properties = {};
   QWEN_CUDA_CHECK(cudaGetDeviceProperties(&properties, kDevice));
   QWEN_RETURN_IF_ERROR(check_architecture(folder, properties.name));
@@ -116,6 +140,7 @@ CudaDevice::~CudaDevice() {
 }
 
 Result<void*> CudaDevice::allocate(size_t bytes, const char* what) {
+  const CurrentDevice current;
   void* data = nullptr;
   const cudaError_t code = cudaMalloc(&data, bytes);
   if (code == cudaErrorMemoryAllocation) {
@@ -140,37 +165,44 @@ Result<void*> CudaDevice::allocate_zeroed(size_t bytes, const char* what) {
 }
 
 void CudaDevice::release(void* data, size_t bytes) {
+  const CurrentDevice current;
   // It waits for the GPU. What fails here failed before, where it was reported.
   if (cudaFree(data) != cudaSuccess) cudaGetLastError();
   allocated_ -= bytes;
 }
 
 Status CudaDevice::zero(void* data, size_t bytes) {
+  const CurrentDevice current;
   QWEN_CUDA_CHECK(cudaMemsetAsync(data, 0, bytes, stream_));
   return ok_status();
 }
 
 Status CudaDevice::copy(void* to, const void* from, size_t bytes) {
+  const CurrentDevice current;
   QWEN_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_));
   return ok_status();
 }
 
 Status CudaDevice::copy_from_host(void* to, const void* from, size_t bytes) {
+  const CurrentDevice current;
   QWEN_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_));
   return synchronize();
 }
 
 Status CudaDevice::copy_to_host(void* to, const void* from, size_t bytes) {
+  const CurrentDevice current;
   QWEN_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_));
   return synchronize();
 }
 
 Status CudaDevice::synchronize() {
+  const CurrentDevice current;
   QWEN_CUDA_CHECK(cudaStreamSynchronize(stream_));
   return ok_status();
 }
 
 DeviceMemoryUsage CudaDevice::memory() const {
+  const CurrentDevice current;
   size_t free = 0;
   size_t total = 0;
   if (cudaMemGetInfo(&free, &total) != cudaSuccess) cudaGetLastError();
@@ -178,6 +210,7 @@ DeviceMemoryUsage CudaDevice::memory() const {
 }
 
 Status CudaDevice::require_free(uint64_t bytes, const std::string& what) const {
+  const CurrentDevice current;
   size_t free = 0;
   size_t total = 0;
   QWEN_CUDA_CHECK(cudaMemGetInfo(&free, &total));
@@ -187,12 +220,10 @@ Status CudaDevice::require_free(uint64_t bytes, const std::string& what) const {
 
 uint32_t* CudaDevice::counters() const { return reinterpret_cast<uint32_t*>(counters_.data()); }
 
-PinnedBuffer::PinnedBuffer(PinnedBuffer&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), bytes_(other.bytes_) {}
+PinnedBuffer::PinnedBuffer(PinnedBuffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)) {}
 
 PinnedBuffer& PinnedBuffer::operator=(PinnedBuffer&& other) noexcept {
   std::swap(data_, other.data_);
-  std::swap(bytes_, other.bytes_);
   return *this;
 }
 
@@ -201,6 +232,7 @@ PinnedBuffer::~PinnedBuffer() {
 }
 
 Result<PinnedBuffer> PinnedBuffer::make(size_t bytes, const char* what) {
+  const CurrentDevice current;
   PinnedBuffer buffer;
   void* data = nullptr;
   const cudaError_t code = cudaHostAlloc(&data, bytes, cudaHostAllocPortable | cudaHostAllocMapped);
@@ -211,12 +243,12 @@ Result<PinnedBuffer> PinnedBuffer::make(size_t bytes, const char* what) {
   }
   if (code != cudaSuccess) return cuda_failure(code, "cudaHostAlloc");
   buffer.data_ = static_cast<std::byte*>(data);
-  buffer.bytes_ = bytes;
   std::memset(data, 0, bytes);
   return buffer;
 }
 
 Result<void*> PinnedBuffer::device_data() const {
+  const CurrentDevice current;
   void* pointer = nullptr;
   QWEN_CUDA_CHECK(cudaHostGetDevicePointer(&pointer, data_, 0));
   return pointer;

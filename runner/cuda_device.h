@@ -12,6 +12,20 @@
 
 namespace qwen {
 
+// While it lives, the GPU of cuda programs is this thread's current device, whichever the caller has; memory
+// is taken from the current device, and kernels run on it alone.
+class CurrentDevice {
+ public:
+  CurrentDevice();
+  ~CurrentDevice();
+  CurrentDevice(const CurrentDevice&) = delete;
+  CurrentDevice& operator=(const CurrentDevice&) = delete;
+
+ private:
+  int previous_ = 0;
+};
+
+// Its functions make it the current device for as long as they take.
 class CudaDevice final : public Device {
  public:
   // Checks driver and GPU against what this was built for. `folder` is the program's, for messages. Error:
@@ -60,12 +74,10 @@ class PinnedBuffer {
   static Result<PinnedBuffer> make(size_t bytes, const char* what);
 
   std::byte* data() const { return data_; }
-  size_t size() const { return bytes_; }
   Result<void*> device_data() const;
 
  private:
   std::byte* data_ = nullptr;
-  size_t bytes_ = 0;
 };
 
 // Whether kernels compiled for `architectures`, CMake's names with spaces between them ("80-real 90a-real

@@ -7,15 +7,33 @@
 namespace qwen {
 namespace {
 
-// What a capture leaves behind, destroyed once it is instantiated.
-struct CapturedGraph {
-  CapturedGraph() = default;
-  CapturedGraph(const CapturedGraph&) = delete;
-  CapturedGraph& operator=(const CapturedGraph&) = delete;
-  ~CapturedGraph() {
-    if (graph != nullptr) cudaGraphDestroy(graph);
+// A stream's capture, ended at the latest with this, and the graph that it leaves behind.
+class Capture {
+ public:
+  explicit Capture(cudaStream_t stream) : stream_(stream) {}
+  Capture(const Capture&) = delete;
+  Capture& operator=(const Capture&) = delete;
+  ~Capture() {
+    if (capturing_ && end() != cudaSuccess) cudaGetLastError();
+    if (graph_ != nullptr) cudaGraphDestroy(graph_);
   }
-  cudaGraph_t graph = nullptr;
+
+  // Thread-local: other engines' threads may do as they please meanwhile.
+  cudaError_t begin() {
+    const cudaError_t code = cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal);
+    capturing_ = code == cudaSuccess;
+    return code;
+  }
+  cudaError_t end() {
+    capturing_ = false;
+    return cudaStreamEndCapture(stream_, &graph_);
+  }
+  cudaGraph_t graph() const { return graph_; }
+
+ private:
+  cudaStream_t stream_;
+  bool capturing_ = false;
+  cudaGraph_t graph_ = nullptr;
 };
 
 }  // namespace
@@ -34,11 +52,12 @@ CudaGraph::~CudaGraph() {
 }
 
 Result<CudaGraph> CudaGraph::capture(cudaStream_t stream, const std::function<Status()>& enqueue) {
-  // Thread-local: other engines' threads may do as they please meanwhile.
-  QWEN_CUDA_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  Capture capture(stream);
+  if (const cudaError_t code = capture.begin(); code != cudaSuccess) {
+    return cuda_failure(code, "cudaStreamBeginCapture");
+  }
   const Status enqueued = enqueue();
-  CapturedGraph captured;
-  const cudaError_t ended = cudaStreamEndCapture(stream, &captured.graph);
+  const cudaError_t ended = capture.end();
   if (!enqueued.ok()) {
     cudaGetLastError();
     return enqueued.error();
@@ -46,9 +65,9 @@ Result<CudaGraph> CudaGraph::capture(cudaStream_t stream, const std::function<St
   if (ended != cudaSuccess) return cuda_failure(ended, "cudaStreamEndCapture");
   CudaGraph graph;
   size_t nodes = 0;
-  QWEN_CUDA_CHECK(cudaGraphGetNodes(captured.graph, nullptr, &nodes));
+  QWEN_CUDA_CHECK(cudaGraphGetNodes(capture.graph(), nullptr, &nodes));
   graph.nodes_ = static_cast<int64_t>(nodes);
-  QWEN_CUDA_CHECK(cudaGraphInstantiate(&graph.executable_, captured.graph, 0));
+  QWEN_CUDA_CHECK(cudaGraphInstantiate(&graph.executable_, capture.graph(), 0));
   QWEN_CUDA_CHECK(cudaGraphUpload(graph.executable_, stream));
   return graph;
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <new>
 #include <thread>
 #include <utility>
 
@@ -30,8 +31,8 @@ void relax() {
 
 Result<std::unique_ptr<CudaSteps>> CudaSteps::make(CudaDevice& device, const Manifest& manifest,
                                                    CompiledMethod& prefill, CompiledMethod& decode,
-                                                   bool graph, WarningCallback warn) {
-  std::unique_ptr<CudaSteps> steps(new CudaSteps(device, prefill, decode, graph, std::move(warn)));
+                                                   bool graph) {
+  std::unique_ptr<CudaSteps> steps(new CudaSteps(device, prefill, decode, graph));
   steps->vocab_size_ = static_cast<size_t>(manifest.vocab_size);
   QWEN_ASSIGN_OR_RETURN(steps->prefill_inputs_, make_inputs(device, static_cast<size_t>(manifest.chunk)));
   QWEN_ASSIGN_OR_RETURN(steps->decode_inputs_, make_inputs(device, 1));
@@ -73,14 +74,21 @@ void CudaSteps::fill_cells(std::span<Cell> cells, const Row& row) {
 }
 
 Result<int64_t> CudaSteps::run(const Step& step) {
-  auto token = step.tokens.size() == 1 ? decode(step) : prefill(step);
-  if (!token.ok()) return abandon(token.error());
-  return token;
+  const CurrentDevice current;
+  try {
+    auto token = step.tokens.size() == 1 ? decode(step) : prefill(step);
+    if (!token.ok()) return abandon(token.error());
+    return token;
+  } catch (const std::bad_alloc&) {
+    return abandon({ErrorCode::kOutOfMemory, "no memory for a step; end other programs"});
+  }
 }
 
-// What is on the GPU is not known after a failure: the next step writes all its inputs.
+// What is on the GPU is not known after a failure: the next step writes all its inputs, and takes memory
+// again if it was given back, which no capture may.
 Error CudaSteps::abandon(Error error) {
   on_device_.reset();
+  warm_ = false;
   // Copies of inputs may be on their way without a step that says when they ended.
   (void)device_.synchronize();
   // Kernels that did not all run may have left their counters as no kernel expects them.
@@ -170,7 +178,8 @@ Status CudaSteps::launch_decode() {
   if (use_graph_ && warm_ && !graph_) {
     if (const Status captured = capture_decode(); !captured.ok()) {
       use_graph_ = false;
-      if (warn_) warn_("decoding goes on without a CUDA graph, which is slower: " + captured.error().message);
+      warnings_.push_back("decoding goes on without a CUDA graph, which is slower: " +
+                          captured.error().message);
     }
   }
   if (graph_) return graph_.launch(device_.stream());

@@ -12,6 +12,8 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "cuda_device.h"
@@ -24,17 +26,17 @@ namespace qwen {
 
 class CudaSteps final : public Steps {
  public:
-  // Device and methods must outlive it. Without `graph`, decode steps are launched kernel by kernel. `warn`
-  // may be null. Errors: kOutOfMemory, kInternal.
+  // Device and methods must outlive it. Without `graph`, decode steps are launched kernel by kernel. Errors:
+  // kOutOfMemory, kInternal.
   static Result<std::unique_ptr<CudaSteps>> make(CudaDevice& device, const Manifest& manifest,
-                                                 CompiledMethod& prefill, CompiledMethod& decode, bool graph,
-                                                 WarningCallback warn);
+                                                 CompiledMethod& prefill, CompiledMethod& decode, bool graph);
   ~CudaSteps() override;
 
   Result<int64_t> run(const Step& step) override;
   std::span<const float> logits() const override { return logits_; }
   void discard(int64_t slot) override { ahead_.erase(slot); }
   int64_t graph_nodes() const override { return graph_.nodes(); }
+  std::vector<std::string> take_warnings() override { return std::exchange(warnings_, {}); }
 
  private:
   // One row's inputs on the GPU, each aligned for vector loads; the tokens follow.
@@ -72,9 +74,8 @@ class CudaSteps final : public Steps {
     std::optional<int64_t> token;
   };
 
-  CudaSteps(CudaDevice& device, CompiledMethod& prefill, CompiledMethod& decode, bool graph,
-            WarningCallback warn)
-      : device_(device), prefill_(prefill), decode_(decode), use_graph_(graph), warn_(std::move(warn)) {}
+  CudaSteps(CudaDevice& device, CompiledMethod& prefill, CompiledMethod& decode, bool graph)
+      : device_(device), prefill_(prefill), decode_(decode), use_graph_(graph) {}
 
   static Result<Inputs> make_inputs(CudaDevice& device, size_t tokens);
   static void fill_cells(std::span<Cell> cells, const Row& row);
@@ -102,7 +103,6 @@ class CudaSteps final : public Steps {
   CompiledMethod& prefill_;
   CompiledMethod& decode_;
   bool use_graph_;
-  WarningCallback warn_;
 
   Inputs prefill_inputs_;
   Inputs decode_inputs_;
@@ -121,6 +121,7 @@ class CudaSteps final : public Steps {
   const float* decode_logits_ = nullptr;  // of the decode step
   size_t vocab_size_ = 0;
   std::vector<float> logits_;
+  std::vector<std::string> warnings_;
 };
 
 }  // namespace qwen

@@ -133,6 +133,7 @@ class Upload {
 Status upload_verified(const MappedFile& file, const FileDigest& digest, const std::string& path,
                        std::span<std::byte> to) {
   QWEN_RETURN_IF_ERROR(check_size(file.bytes().size(), digest, path));
+  const CurrentDevice current;
   const size_t threads =
       std::clamp<size_t>(std::thread::hardware_concurrency(), 1,
                          std::min(kMostThreads, std::max<size_t>(digest.sha256.size(), 1)));
@@ -141,11 +142,10 @@ Status upload_verified(const MappedFile& file, const FileDigest& digest, const s
   Stream stream;
   QWEN_RETURN_IF_ERROR(stream.create());
   Upload upload(file, digest, path, to.data(), stream.get());
-  {
-    std::vector<std::jthread> helpers;
-    for (size_t i = 1; i < threads; ++i) helpers.emplace_back([&, i] { upload.work(buffers[i]); });
-    upload.work(buffers[0]);
-  }
+  run_in_threads(threads, [&](size_t i) {
+    const CurrentDevice current;
+    upload.work(buffers[i]);
+  });
   const cudaError_t finished = cudaStreamSynchronize(stream.get());
   QWEN_RETURN_IF_ERROR(upload.status());
   if (finished != cudaSuccess) return cuda_failure(finished, "cudaStreamSynchronize");

@@ -14,18 +14,19 @@ Engine::~Engine() = default;
 
 Result<std::unique_ptr<Engine>> Engine::load(const std::string& path, const EngineOptions& options) {
   const auto start = std::chrono::steady_clock::now();
-  QWEN_ASSIGN_OR_RETURN(
-      auto program,
-      Program::load(path, options.cuda_graph != EngineOptions::CudaGraph::kOff, options.on_warning));
+  QWEN_ASSIGN_OR_RETURN(auto program,
+                        Program::load(path, options.cuda_graph != EngineOptions::CudaGraph::kOff));
   QWEN_ASSIGN_OR_RETURN(auto tokenizer,
                         Tokenizer::from_json(program->tokenizer_json(), path + "/tokenizer.json"));
   QWEN_ASSIGN_OR_RETURN(auto chat, ChatFormat::from_json(program->manifest().chat));
-  auto impl = std::make_unique<Impl>(std::move(program), std::move(tokenizer), std::move(chat));
+  auto impl =
+      std::make_unique<Impl>(std::move(program), std::move(tokenizer), std::move(chat), options.on_warning);
   impl->load_stats.load_ms =
       std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
   impl->load_stats.weights_ms = impl->program->weights_ms();
   impl->load_stats.weight_bytes = impl->program->constants().weight_bytes();
   impl->load_stats.state_bytes = impl->program->constants().state_bytes();
+  impl->warn(impl->program->take_warnings());
   return std::unique_ptr<Engine>(new Engine(std::move(impl)));
 }
 
@@ -48,13 +49,10 @@ DeviceStats Engine::device_stats() const {
 }
 
 Result<Session> Engine::open_session() {
-  const std::lock_guard lock(impl_->mutex);
   QWEN_ASSIGN_OR_RETURN(const int64_t slot, impl_->take_slot());
-  if (Status cleared = impl_->program->clear_slot(slot); !cleared.ok()) {
-    impl_->slot_taken[static_cast<size_t>(slot)] = false;
-    return cleared.error();
-  }
-  return Session(this, slot);
+  Session session(this, slot);
+  QWEN_RETURN_IF_ERROR(session.reset());
+  return session;
 }
 
 }  // namespace qwen

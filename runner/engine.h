@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -15,17 +16,20 @@
 #include "manifest.h"
 #include "result.h"
 #include "sampling.h"
-#include "steps.h"
 #include "tokenizer.h"
 
 namespace qwen {
 
 class Session;
 
+// One line for a person, of what is slower than it could be.
+using WarningCallback = std::function<void(const std::string&)>;
+
 struct EngineOptions {
   enum class CudaGraph { kDefault, kOn, kOff };
   CudaGraph cuda_graph = CudaGraph::kDefault;  // without effect on a cpu program: the caller warns
-  // Called, from the thread that runs a step, where something works but slower than it could. It may be null.
+  // Called by the thread that loads the engine or runs a step, while it holds no lock of the engine's: it may
+  // wait for other threads that use the engine. It may be null.
   WarningCallback on_warning = {};
 };
 
@@ -42,8 +46,8 @@ struct DeviceStats {
   uint64_t allocated_bytes = 0;  // by this engine: weights, state, temporaries
   uint64_t used_bytes = 0;       // of the GPU, by every process
   uint64_t total_bytes = 0;
-  int64_t graph_nodes = 0;  // kernels of a decode step's CUDA graph; 0 without
-                            // one, as before the second token
+  int64_t graph_nodes = 0;  // kernels and copies of a decode step's CUDA graph; 0 without
+                            // one, as before the first few decode steps
 };
 
 class Engine {

@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cerrno>
 #include <cstring>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -133,23 +134,34 @@ Error digest_mismatch(const std::string& path) {
                                    "damaged: export or copy it again"};
 }
 
+void run_in_threads(size_t threads, const std::function<void(size_t)>& work) {
+  std::vector<std::jthread> helpers;
+  try {
+    for (size_t i = 1; i < threads; ++i) helpers.emplace_back(work, i);
+  } catch (const std::system_error&) {  // NOLINT(bugprone-empty-catch): those that there are do the work
+  }
+  work(0);
+}
+
 Status verify_digest(std::span<const std::byte> bytes, const FileDigest& digest, const std::string& path) {
+  return verify_beginning(bytes, bytes.size(), digest, path);
+}
+
+Status verify_beginning(std::span<const std::byte> bytes, uint64_t length, const FileDigest& digest,
+                        const std::string& path) {
   QWEN_RETURN_IF_ERROR(check_size(bytes.size(), digest, path));
-  const size_t blocks = digest.sha256.size();
+  length = std::min<uint64_t>(length, bytes.size());
+  const size_t blocks = length / digest.block_size + (length % digest.block_size != 0 ? 1 : 0);
   std::atomic<size_t> next = 0;
   std::atomic<bool> intact = true;
-  const auto work = [&] {
+  const auto work = [&](size_t) {
     for (size_t block = next++; block < blocks && intact; block = next++) {
       const size_t begin = block * digest.block_size;
-      const size_t length = std::min<size_t>(digest.block_size, bytes.size() - begin);
-      if (sha256_hex(bytes.subspan(begin, length)) != digest.sha256[block]) intact = false;
+      const size_t size = std::min<size_t>(digest.block_size, bytes.size() - begin);
+      if (sha256_hex(bytes.subspan(begin, size)) != digest.sha256[block]) intact = false;
     }
   };
-  const size_t threads = std::min<size_t>(blocks, std::max(1U, std::thread::hardware_concurrency()));
-  std::vector<std::jthread> helpers;
-  for (size_t i = 1; i < threads; ++i) helpers.emplace_back(work);
-  work();
-  helpers.clear();
+  run_in_threads(std::min<size_t>(blocks, std::max(1U, std::thread::hardware_concurrency())), work);
   if (!intact) return digest_mismatch(path);
   return ok_status();
 }

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 
@@ -62,5 +63,12 @@ Error digest_mismatch(const std::string& path);
 
 // Checks size and block digests, several blocks at a time. Error: kCorrupt naming `path`.
 Status verify_digest(std::span<const std::byte> bytes, const FileDigest& digest, const std::string& path);
+// Checks size and the digests of the blocks that the first `length` bytes lie in.
+Status verify_beginning(std::span<const std::byte> bytes, uint64_t length, const FileDigest& digest,
+                        const std::string& path);
+
+// Runs `work` in this thread and in up to `threads` - 1 others, fewer where the system gives no more, and
+// returns when all are done. `work` is given each thread's number, from 0 on; it must not throw.
+void run_in_threads(size_t threads, const std::function<void(size_t)>& work);
 
 }  // namespace qwen

@@ -18,6 +18,8 @@ namespace qwen {
 
 inline constexpr int64_t kProgramFormatVersion = 1;
 inline constexpr const char* kManifestFile = "manifest.json";
+// How a cuda program's int4 weights lie in memory (kernels/cuda/types.h), and its version.
+inline constexpr const char* kInt4Layout = "tiles-16x64-1";
 
 struct FileDigest {
   uint64_t size = 0;

@@ -2,6 +2,7 @@
 
 #include <executorch/extension/data_loader/buffer_data_loader.h>
 #include <executorch/extension/flat_tensor/flat_tensor_data_map.h>
+#include <executorch/extension/flat_tensor/serialize/flat_tensor_header.h>
 #include <executorch/runtime/platform/runtime.h>
 
 #include <chrono>
@@ -18,6 +19,7 @@
 #include "cuda_error.h"
 #include "cuda_steps.h"
 #include "cuda_upload.h"
+#include "kernels/cuda/tuning.h"
 #endif
 
 namespace qwen {
@@ -27,6 +29,7 @@ namespace et = executorch::runtime;
 using Clock = std::chrono::steady_clock;
 using executorch::extension::BufferDataLoader;
 using executorch::extension::FlatTensorDataMap;
+using executorch::extension::FlatTensorHeader;
 
 constexpr const char* kModelFile = "model.pte";
 constexpr const char* kWeightsFile = "model.ptd";
@@ -53,12 +56,20 @@ Result<MappedFile> open_verified(const std::string& folder, const char* name, co
   return file;
 }
 
-// Its digest is left to who reads all of it.
-Result<MappedFile> open_unverified(const std::string& folder, const char* name, const Manifest& manifest) {
-  const std::string path = folder + "/" + name;
-  QWEN_ASSIGN_OR_RETURN(const FileDigest* digest, find_digest(folder, name, manifest));
+// The weights file for a device that they are copied to: who copies them checks them too. Checked here is
+// what is parsed before that, the table of where they are, since a damaged one crashes its parser.
+Result<MappedFile> open_weights(const std::string& folder, const Manifest& manifest) {
+  const std::string path = folder + "/" + kWeightsFile;
+  QWEN_ASSIGN_OR_RETURN(const FileDigest* digest, find_digest(folder, kWeightsFile, manifest));
   QWEN_ASSIGN_OR_RETURN(MappedFile file, MappedFile::open(path));
-  QWEN_RETURN_IF_ERROR(check_size(file.bytes().size(), *digest, path));
+  const auto bytes = file.bytes();
+  QWEN_RETURN_IF_ERROR(check_size(bytes.size(), *digest, path));
+  QWEN_RETURN_IF_ERROR(verify_beginning(bytes, FlatTensorHeader::kNumHeadBytes, *digest, path));
+  // What is no header is refused where it is parsed.
+  const auto header = FlatTensorHeader::Parse(bytes.data(), bytes.size());
+  if (header.ok() && header->segment_base_offset > digest->block_size) {
+    QWEN_RETURN_IF_ERROR(verify_beginning(bytes, header->segment_base_offset, *digest, path));
+  }
   return file;
 }
 
@@ -69,6 +80,19 @@ Status check_isa(const Manifest& manifest, const std::string& folder) {
                      ", which this CPU lacks; export the checkpoint on this machine"};
   }
   return ok_status();
+}
+
+// The kernels of a GPU read int4 weights in one layout, and cannot tell another from it.
+Status check_layout(const Manifest& manifest, const std::string& folder) {
+  if (manifest.device != "cuda") return ok_status();
+  const auto& quantization = manifest.quantization;
+  const auto found = quantization.is_object() ? quantization.find("layout") : quantization.end();
+  if (found != quantization.end() && *found == kInt4Layout) return ok_status();
+  const std::string layout =
+      found != quantization.end() && found->is_string() ? found->get<std::string>() : "none";
+  return Error{ErrorCode::kUnsupported, folder + " has int4 weights of layout " + layout +
+                                            ", this runner reads " + kInt4Layout +
+                                            "; export the checkpoint again with this version"};
 }
 
 }  // namespace
@@ -90,6 +114,7 @@ struct Program::Impl {
   std::unique_ptr<Method> decode;
   std::unique_ptr<Steps> steps;
   double weights_ms = 0;
+  std::vector<std::string> warnings;
 
   Impl(std::string folder, Manifest manifest, std::unique_ptr<Device> on, MappedFile model,
        MappedFile weights)
@@ -104,7 +129,7 @@ struct Program::Impl {
   Status load_methods();
   Status check_metadata();
   Status prepare_device();
-  Status make_steps(bool cuda_graph, WarningCallback warn);
+  Status make_steps(bool cuda_graph);
 };
 
 Status Program::Impl::parse() {
@@ -161,12 +186,14 @@ Status Program::Impl::check_metadata() {
 }
 
 #ifdef QWEN_CUDA
-// Room on the GPU for temporaries, the kernels' code and a CUDA graph, beside weights and state: enough for
-// prefill in chunks of 2048 tokens of the largest model this runs.
-constexpr uint64_t kGpuReserve = uint64_t{512} << 20;
+// Room on the GPU beside weights and state, for the largest model this runs: the kernels' code, a CUDA graph
+// and decode's temporaries, and a token's of a prefill chunk.
+constexpr uint64_t kGpuReserve = uint64_t{256} << 20;
+constexpr uint64_t kGpuReserveToken = uint64_t{128} << 10;
 #endif
 
-// Makes room for the weights on a GPU, where there must be some for the rest too; nothing has been read yet.
+// Makes room for the weights on a GPU, where there must be some for the rest too. Of their file no more than
+// the table has been read.
 Status Program::Impl::prepare_device() {
 #ifdef QWEN_CUDA
   if (!device->is_host()) {
@@ -178,15 +205,19 @@ Status Program::Impl::prepare_device() {
   return context.constants.reserve_weights(weights_file.bytes());
 }
 
-Status Program::Impl::make_steps(bool cuda_graph, WarningCallback warn) {
+Status Program::Impl::make_steps(bool cuda_graph) {
 #ifdef QWEN_CUDA
   if (!device->is_host()) {
     auto& gpu = static_cast<CudaDevice&>(*device);
+    const CurrentDevice current;
+    const uint64_t reserve = kGpuReserve + static_cast<uint64_t>(manifest.chunk) * kGpuReserveToken;
     QWEN_RETURN_IF_ERROR(gpu.require_free(
-        kGpuReserve, "a step's temporaries, beside " + readable_bytes(weights_file.bytes().size()) +
-                         " of weights and " + readable_bytes(context.constants.state_bytes()) + " of state"));
+        reserve, "a step's temporaries, beside " + readable_bytes(weights_file.bytes().size()) +
+                     " of weights and " + readable_bytes(context.constants.state_bytes()) + " of state"));
+    std::string untuned = cuda::untuned_warning(cuda::gpu_architecture());
+    if (!untuned.empty()) warnings.push_back(std::move(untuned));
     QWEN_ASSIGN_OR_RETURN(steps, CudaSteps::make(gpu, manifest, *context.methods.at("prefill"),
-                                                 *context.methods.at("decode"), cuda_graph, std::move(warn)));
+                                                 *context.methods.at("decode"), cuda_graph));
     // The methods are bound to where the weights will be: all that can be refused without reading them has
     // been.
     QWEN_ASSIGN_OR_RETURN(const FileDigest* digest, find_digest(folder, kWeightsFile, manifest));
@@ -198,7 +229,6 @@ Status Program::Impl::make_steps(bool cuda_graph, WarningCallback warn) {
   }
 #endif
   (void)cuda_graph;
-  (void)warn;
   steps = make_host_steps(*prefill, *decode);
   return ok_status();
 }
@@ -206,8 +236,7 @@ Status Program::Impl::make_steps(bool cuda_graph, WarningCallback warn) {
 Program::Program(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Program::~Program() = default;
 
-Result<std::unique_ptr<Program>> Program::load(const std::string& path, bool cuda_graph,
-                                               WarningCallback warn) {
+Result<std::unique_ptr<Program>> Program::load(const std::string& path, bool cuda_graph) {
   et::runtime_init();
   QWEN_RETURN_IF_ERROR(register_delegate());
   const std::string manifest_path = path + "/" + kManifestFile;
@@ -215,11 +244,11 @@ Result<std::unique_ptr<Program>> Program::load(const std::string& path, bool cud
   QWEN_ASSIGN_OR_RETURN(Manifest manifest, Manifest::parse(text, manifest_path));
   QWEN_ASSIGN_OR_RETURN(auto device, open_device(manifest.device, path));
   QWEN_RETURN_IF_ERROR(check_isa(manifest, path));
+  QWEN_RETURN_IF_ERROR(check_layout(manifest, path));
   QWEN_ASSIGN_OR_RETURN(MappedFile model, open_verified(path, kModelFile, manifest));
   const auto began = Clock::now();
-  QWEN_ASSIGN_OR_RETURN(MappedFile weights, device->is_host()
-                                                ? open_verified(path, kWeightsFile, manifest)
-                                                : open_unverified(path, kWeightsFile, manifest));
+  QWEN_ASSIGN_OR_RETURN(MappedFile weights, device->is_host() ? open_verified(path, kWeightsFile, manifest)
+                                                              : open_weights(path, manifest));
   const double weights_ms = milliseconds_since(began);
   QWEN_ASSIGN_OR_RETURN(const MappedFile tokenizer, open_verified(path, kTokenizerFile, manifest));
   // The rest is for other readers (Python's chat); a program is whole or it is not.
@@ -236,7 +265,7 @@ Result<std::unique_ptr<Program>> Program::load(const std::string& path, bool cud
   QWEN_RETURN_IF_ERROR(impl->parse());
   QWEN_RETURN_IF_ERROR(impl->check_metadata());
   QWEN_RETURN_IF_ERROR(impl->load_methods());
-  QWEN_RETURN_IF_ERROR(impl->make_steps(cuda_graph, std::move(warn)));
+  QWEN_RETURN_IF_ERROR(impl->make_steps(cuda_graph));
   return std::unique_ptr<Program>(new Program(std::move(impl)));
 }
 
@@ -249,6 +278,12 @@ const Device& Program::device() const { return *impl_->device; }
 Result<int64_t> Program::run(const Step& step) { return impl_->steps->run(step); }
 std::span<const float> Program::logits() const { return impl_->steps->logits(); }
 int64_t Program::graph_nodes() const { return impl_->steps->graph_nodes(); }
+
+std::vector<std::string> Program::take_warnings() {
+  auto warnings = std::exchange(impl_->warnings, {});
+  for (std::string& warning : impl_->steps->take_warnings()) warnings.push_back(std::move(warning));
+  return warnings;
+}
 
 Status Program::clear_slot(int64_t slot) {
   impl_->steps->discard(slot);

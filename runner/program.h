@@ -19,11 +19,11 @@ namespace qwen {
 
 class Program {
  public:
-  // Reads the manifest, checks every file against it, then loads. On a GPU, decode steps are replayed from a
-  // CUDA graph if `cuda_graph`; `warn` (which may be null, and outlives the program) hears where that fails.
-  // Errors: kNotFound, kCorrupt, kUnsupported, kOutOfMemory, kIo.
-  static Result<std::unique_ptr<Program>> load(const std::string& path, bool cuda_graph,
-                                               WarningCallback warn);
+  // Reads the manifest and loads what it describes. No file is read before what is read of it has been
+  // checked against the manifest; weights that go to a GPU are checked on their way there, and before that
+  // the table that says where they are. On a GPU, decode steps are replayed from a CUDA graph if
+  // `cuda_graph`. Errors: kNotFound, kCorrupt, kUnsupported, kOutOfMemory, kIo, kInternal.
+  static Result<std::unique_ptr<Program>> load(const std::string& path, bool cuda_graph);
   ~Program();
   Program(const Program&) = delete;
   Program& operator=(const Program&) = delete;
@@ -44,8 +44,11 @@ class Program {
   Status clear_slot(int64_t slot);
   // Makes slot `to` a copy of slot `from`; a step of `to` that ran ahead is forgotten.
   Status copy_slot(int64_t from, int64_t to);
-  double weights_ms() const;    // how long the weights took to be read and checked, and to reach a GPU
-  int64_t graph_nodes() const;  // of the CUDA graph; 0 without one, as before the first answer
+  double weights_ms() const;  // how long the weights took to be read and checked, and to reach a GPU
+  // Of a decode step's CUDA graph; 0 without one, as before the first few decode steps.
+  int64_t graph_nodes() const;
+  // What is slower than it could be, a line each for a person, since the last call.
+  std::vector<std::string> take_warnings();
 
  private:
   struct Impl;

@@ -35,9 +35,7 @@ Session& Session::operator=(Session&& other) noexcept {
 }
 
 Session::~Session() {
-  if (engine_ == nullptr) return;
-  const std::lock_guard lock(engine_->impl_->mutex);
-  engine_->impl_->slot_taken[static_cast<size_t>(slot_)] = false;
+  if (engine_ != nullptr) engine_->impl_->give_back(slot_);
 }
 
 Status Session::check(std::span<const int64_t> tokens, const SamplingOptions& sampling) const {
@@ -65,6 +63,12 @@ Status Session::check(std::span<const int64_t> tokens, const SamplingOptions& sa
     return Error{ErrorCode::kInvalidArgument, "the session has run token " + std::to_string(ahead_->token) +
                                                   " ahead and can go on with nothing else; reset it first"};
   }
+  // The step that ran ahead kept none, and another session's may have come after it.
+  if (ahead_ && keep_logits_) {
+    return Error{ErrorCode::kInvalidArgument,
+                 "the session has run token " + std::to_string(ahead_->token) +
+                     " ahead without its logits; keep logits before running ahead, or reset it first"};
+  }
   return ok_status();
 }
 
@@ -79,19 +83,26 @@ Result<int64_t> Session::step(std::span<const int64_t> tokens, const SamplingOpt
                      .generated_from = generated_from_,
                      .ahead = ahead && can_run_ahead,
                      .logits = keep_logits_};
-  const std::lock_guard lock(engine_->impl_->mutex);
   ahead_.reset();
-  auto sampled = engine_->impl_->program->run(step);
-  if (!sampled.ok()) {
-    poisoned_ = true;
-    return sampled.error();
+  poisoned_ = true;
+  std::vector<std::string> warnings;
+  auto sampled = [&] {
+    const std::lock_guard lock(engine_->impl_->mutex);
+    Program& program = *engine_->impl_->program;
+    auto token = program.run(step);
+    if (token.ok() && keep_logits_) {
+      const auto logits = program.logits();
+      logits_.assign(logits.begin(), logits.end());
+    }
+    warnings = program.take_warnings();
+    return token;
+  }();
+  if (sampled.ok()) {
+    poisoned_ = false;
+    position_ += count;
+    if (step.ahead) ahead_ = {*sampled, sampling, generated_from_};
   }
-  if (keep_logits_) {
-    const auto logits = engine_->impl_->program->logits();
-    logits_.assign(logits.begin(), logits.end());
-  }
-  position_ += count;
-  if (step.ahead) ahead_ = {*sampled, sampling, generated_from_};
+  engine_->impl_->warn(warnings);
   return sampled;
 }
 
@@ -143,18 +154,14 @@ Result<Session> Session::fork() {
                                                   (poisoned_ ? "has failed" : "has run a token ahead") +
                                                   " cannot be forked; reset it first"};
   }
-  const std::lock_guard lock(engine_->impl_->mutex);
   QWEN_ASSIGN_OR_RETURN(const int64_t slot, engine_->impl_->take_slot());
-  Session copy(engine_, slot);
-  if (Status copied = engine_->impl_->program->copy_slot(slot_, slot); !copied.ok()) {
-    copy.engine_ = nullptr;  // the lock that giving the slot back takes is held
-    engine_->impl_->slot_taken[static_cast<size_t>(slot)] = false;
-    return copied.error();
-  }
+  Session copy(engine_, slot);  // gives the slot back where the rest fails
   copy.position_ = position_;
   copy.generated_from_ = generated_from_;
   copy.keep_logits_ = keep_logits_;
   copy.logits_ = logits_;
+  const std::lock_guard lock(engine_->impl_->mutex);
+  QWEN_RETURN_IF_ERROR(engine_->impl_->program->copy_slot(slot_, slot));
   return copy;
 }
 

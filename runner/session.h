@@ -40,7 +40,7 @@ class Session {
   Result<int64_t> decode(int64_t token, const SamplingOptions& sampling, bool ahead);
 
   // Whether run() copies the logits out for logits(); off at first, since a copy of [vocab_size] a step is
-  // not free.
+  // not free. What ran ahead before has none: the session then goes on by reset() alone, or without them.
   void keep_logits(bool keep);
   // Logits [vocab_size] float32 of the last run(); valid until the next. Error: kInvalidArgument unless kept.
   Result<std::span<const float>> logits() const;

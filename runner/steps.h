@@ -2,10 +2,10 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "result.h"
 #include "sampling.h"
@@ -27,9 +27,6 @@ struct Step {
   bool logits = false;  // keep them for logits(); not together with `ahead`
 };
 
-// One line for a person, of what is slower than it could be.
-using WarningCallback = std::function<void(const std::string&)>;
-
 class Steps {
  public:
   virtual ~Steps() = default;
@@ -42,6 +39,8 @@ class Steps {
   virtual void discard(int64_t slot) = 0;
   // Kernels and copies of a decode step, where it is replayed from a CUDA graph; else 0.
   virtual int64_t graph_nodes() const { return 0; }
+  // What is slower than it could be, a line each for a person, since the last call.
+  virtual std::vector<std::string> take_warnings() { return {}; }
 };
 
 // In this process's memory, by ExecuTorch. The methods must outlive it.

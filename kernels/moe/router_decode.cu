@@ -28,13 +28,17 @@ __device__ void choose(const Router& p, int row) {
   const int experts = p.shape.experts;
   const int top_k = p.shape.top_k;
   const float* logits = p.logits + row * (experts + 1);
+  // All on their way before the first is looked at: one after the other they cost 1.2 us.
+  float values[kPerLane];
+#pragma unroll
+  for (int i = 0; i < kPerLane; ++i) values[i] = __ldcg(logits + min(i * 32 + lane, experts));
+  const float gate = __ldcg(logits + experts);
   uint32_t keys[kPerLane];
 #pragma unroll
   for (int i = 0; i < kPerLane; ++i) {
     const int expert = i * 32 + lane;
-    keys[i] = expert < experts ? choice_key(__ldcg(logits + expert), expert) : 0;
+    keys[i] = expert < experts ? choice_key(values[i], expert) : 0;
   }
-  const float gate = __ldcg(logits + experts);
   const uint32_t own = choose_experts(keys, top_k);
   // Of a softmax over all experts, normalized over the chosen, the sum over all cancels.
   const float logit = logit_of(own);

@@ -1,5 +1,7 @@
-// qwen_runner._core: the runner as Python sees it. No logic, only conversions; the GIL is released while the
-// model runs.
+// qwen_runner._core: the runner as Python sees it. No logic, only conversions.
+//
+// The GIL is released wherever the model runs or the engine's lock is taken, which another thread holds for
+// as long as a step takes: all of Python would wait for that step.
 
 #include <pybind11/functional.h>
 #include <pybind11/numpy.h>
@@ -26,6 +28,13 @@ namespace qwen::python {
 namespace {
 
 using Messages = std::vector<std::pair<std::string, std::string>>;
+
+// What `action` returns, made without the GIL.
+template <typename Action>
+auto without_gil(Action&& action) {
+  const py::gil_scoped_release release;
+  return action();
+}
 
 struct Cancel {
   CancelFlag flag = false;
@@ -81,11 +90,10 @@ py::dict generate_answer(Engine& engine, const std::vector<int64_t>& prompt, con
       return false;
     }
   };
-  Result<Generation> generation = [&]() -> Result<Generation> {
-    const py::gil_scoped_release release;
+  Result<Generation> generation = without_gil([&]() -> Result<Generation> {
     QWEN_ASSIGN_OR_RETURN(Session session, engine.open_session());
     return generate(engine, session, prompt, options, callback, &cancel.flag);
-  }();
+  });
   if (raised) std::rethrow_exception(raised);
   return to_dict(unwrap(std::move(generation)));
 }
@@ -120,20 +128,17 @@ void bind_engine(py::module_& module) {
     cancel.flag = true;
   });
 
-  py::class_<Engine>(module, "Engine")
+  py::class_<Engine>(module, "Engine", py::release_gil_before_calling_cpp_dtor())
       .def(py::init([](const std::string& path, std::optional<bool> cuda_graph) {
              const EngineOptions options = engine_options(cuda_graph);
-             auto engine = [&] {
-               const py::gil_scoped_release release;
-               return Engine::load(path, options);
-             }();
-             return unwrap(std::move(engine));
+             return unwrap(without_gil([&] { return Engine::load(path, options); }));
            }),
            py::arg("path"), py::arg("cuda_graph") = py::none())
       .def("generate", &generate_answer, py::arg("prompt"), py::arg("options"), py::arg("on_piece"),
            py::arg("cancel"))
       .def(
-          "open_session", [](Engine& engine) { return unwrap(engine.open_session()); },
+          "open_session",
+          [](Engine& engine) { return unwrap(without_gil([&] { return engine.open_session(); })); },
           py::keep_alive<0, 1>())
       .def(
           "tokenize",
@@ -171,7 +176,7 @@ void bind_engine(py::module_& module) {
       .def_property_readonly("device", [](const Engine& engine) { return engine.manifest().device; })
       .def_property_readonly("gpu",
                              [](const Engine& engine) -> py::object {
-                               const DeviceStats gpu = engine.device_stats();
+                               const DeviceStats gpu = without_gil([&] { return engine.device_stats(); });
                                if (gpu.name.empty()) return py::none();
                                py::dict dict;
                                dict["name"] = gpu.name;
@@ -193,32 +198,25 @@ void bind_engine(py::module_& module) {
 }
 
 void bind_session(py::module_& module) {
-  py::class_<Session>(module, "Session")
+  py::class_<Session>(module, "Session", py::release_gil_before_calling_cpp_dtor())
       .def(
           "run",
           [](Session& session, const Engine& engine, const std::vector<int64_t>& tokens,
              const py::dict& options, int64_t chunk) {
             const SamplingOptions sampling = to_options(engine, options).sampling;
-            Result<int64_t> next = [&] {
-              const py::gil_scoped_release release;
-              return session.run(tokens, sampling, chunk);
-            }();
-            return unwrap(std::move(next));
+            return unwrap(without_gil([&] { return session.run(tokens, sampling, chunk); }));
           },
           py::arg("engine"), py::arg("tokens"), py::arg("options"), py::arg("chunk") = 0)
       .def(
           "decode",
           [](Session& session, const Engine& engine, int64_t token, const py::dict& options, bool ahead) {
             const SamplingOptions sampling = to_options(engine, options).sampling;
-            Result<int64_t> next = [&] {
-              const py::gil_scoped_release release;
-              return session.decode(token, sampling, ahead);
-            }();
-            return unwrap(std::move(next));
+            return unwrap(without_gil([&] { return session.decode(token, sampling, ahead); }));
           },
           py::arg("engine"), py::arg("token"), py::arg("options"), py::arg("ahead"))
       .def(
-          "fork", [](Session& session) { return unwrap(session.fork()); }, py::keep_alive<0, 1>())
+          "fork", [](Session& session) { return unwrap(without_gil([&] { return session.fork(); })); },
+          py::keep_alive<0, 1>())
       .def("keep_logits", &Session::keep_logits, py::arg("keep"))
       .def("logits",
            [](const Session& session) {
@@ -228,7 +226,7 @@ void bind_session(py::module_& module) {
       .def(
           "state",
           [](const Session& session, const std::string& name) {
-            const auto bytes = unwrap(session.read_state(name));
+            const auto bytes = unwrap(without_gil([&] { return session.read_state(name); }));
             return py::array_t<uint8_t>(static_cast<py::ssize_t>(bytes.size()),
                                         reinterpret_cast<const uint8_t*>(bytes.data()));
           },
@@ -237,11 +235,11 @@ void bind_session(py::module_& module) {
           "write_state",
           [](Session& session, const std::string& name,
              const py::array_t<uint8_t, py::array::c_style | py::array::forcecast>& bytes) {
-            unwrap(session.write_state(
-                name, std::as_bytes(std::span(bytes.data(), static_cast<size_t>(bytes.size())))));
+            const auto data = std::as_bytes(std::span(bytes.data(), static_cast<size_t>(bytes.size())));
+            unwrap(without_gil([&] { return session.write_state(name, data); }));
           },
           py::arg("name"), py::arg("bytes"))
-      .def("reset", [](Session& session) { unwrap(session.reset()); })
+      .def("reset", [](Session& session) { unwrap(without_gil([&] { return session.reset(); })); })
       .def("set_generated_from", &Session::set_generated_from, py::arg("position"))
       .def_property_readonly("position", &Session::position)
       .def_property_readonly("slot", &Session::slot);

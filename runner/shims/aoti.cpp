@@ -13,9 +13,11 @@
 #include "shims/tensor.h"
 
 #ifdef QWEN_CUDA
+#include "cuda_error.h"
 #include "shims/cuda_scope.h"
 #endif
 
+using qwen::ErrorCode;
 using qwen::ScalarType;
 using qwen::Tensor;
 
@@ -24,24 +26,31 @@ namespace {
 constexpr AOTITorchError kSuccess = 0;
 constexpr AOTITorchError kFailure = 1;
 
-AOTITorchError fail(const std::string& message) noexcept {
+AOTITorchError fail(const std::string& message, ErrorCode code = ErrorCode::kInternal) noexcept {
   try {
-    qwen::set_shim_error(message);
+    qwen::set_shim_error({code, message});
   } catch (...) {  // NOLINT(bugprone-empty-catch): no memory for the message, the code alone must do
   }
   return kFailure;
 }
+
+// Why `body` of make() made none, where that is not for want of memory.
+struct Failure {
+  qwen::Error error;
+};
 
 // Runs `body`, which makes a tensor, and hands it out; no exception crosses the ABI.
 template <typename Body>
 AOTITorchError make(const char* what, AtenTensorHandle* out, Body&& body) noexcept {
   try {
     std::unique_ptr<Tensor> tensor = body();
-    if (tensor == nullptr) return fail(std::string("out of memory in ") + what);
+    if (tensor == nullptr) return fail(std::string("out of memory in ") + what, ErrorCode::kOutOfMemory);
     *out = tensor.release()->handle();
     return kSuccess;
+  } catch (const Failure& failure) {
+    return fail(failure.error.message, failure.error.code);
   } catch (const std::bad_alloc&) {
-    return fail("out of memory");
+    return fail("out of memory", ErrorCode::kOutOfMemory);
   } catch (...) {
     return fail("unexpected failure");
   }
@@ -217,10 +226,9 @@ QWEN_SHIM AOTITorchError qwen_aoti_torch_clone(AtenTensorHandle tensor, AtenTens
 #ifdef QWEN_CUDA
     if (const qwen::CudaScope* gpu = qwen::CudaScope::current(); gpu != nullptr) {
       // All that its strides reach, gaps included: the copy has the same.
-      if (cudaMemcpyAsync(copy->data(), from.data(), copy->storage->bytes, cudaMemcpyDeviceToDevice,
-                          gpu->stream) != cudaSuccess) {
-        return std::unique_ptr<Tensor>();
-      }
+      const cudaError_t code = cudaMemcpyAsync(copy->data(), from.data(), copy->storage->bytes,
+                                               cudaMemcpyDeviceToDevice, gpu->stream);
+      if (code != cudaSuccess) throw Failure{qwen::cuda_failure(code, "cudaMemcpyAsync")};
       return copy;
     }
 #endif

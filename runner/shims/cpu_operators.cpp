@@ -28,7 +28,7 @@ void check(int code) {
     case cpu::kOutOfRange:
       throw Refusal{"a token, expert, slot or position is out of range"};
     case cpu::kOutOfMemory:
-      throw Refusal{"out of memory"};
+      throw Refusal{"out of memory", ErrorCode::kOutOfMemory};
     default:
       throw Refusal{"shapes that do not fit each other"};
   }

@@ -9,6 +9,7 @@
 #include <memory>
 #include <string>
 
+#include "cuda_error.h"
 #include "kernels/cuda/types.h"
 #include "shims/cuda_scope.h"
 #include "shims/operator_arguments.h"
@@ -87,7 +88,9 @@ inline CudaScope& cuda_scope() {
 }
 
 inline void check_launch(cudaError_t error, const char* launcher) {
-  if (error != cudaSuccess) throw Refusal{std::string(launcher) + ": " + cudaGetErrorString(error)};
+  if (error == cudaSuccess) return;
+  const Error failure = cuda_failure(error, launcher);
+  throw Refusal{failure.message, failure.code};
 }
 
 // Runs a launcher on the scope's stream: QWEN_LAUNCH(rms_norm, x, norm, y, tokens, d).

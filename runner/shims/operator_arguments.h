@@ -15,6 +15,7 @@ namespace qwen {
 // Why an operator refuses; caught before the ABI.
 struct Refusal {
   std::string reason;
+  ErrorCode code = ErrorCode::kInternal;
 };
 
 inline const Tensor& get(AtenTensorHandle handle) { return *Tensor::from(handle); }
@@ -44,7 +45,7 @@ inline constexpr std::initializer_list<ScalarType> kSignedByte = {ScalarType::kI
 
 inline std::unique_ptr<Tensor> allocate(std::initializer_list<int64_t> sizes, ScalarType dtype) {
   auto tensor = Tensor::allocate(std::span<const int64_t>(sizes.begin(), sizes.size()), dtype);
-  if (tensor == nullptr) throw Refusal{"out of memory"};
+  if (tensor == nullptr) throw Refusal{"out of memory", ErrorCode::kOutOfMemory};
   return tensor;
 }
 
@@ -55,9 +56,9 @@ AOTITorchError guarded(const char* op, Body&& body) noexcept {
     body();
     return 0;
   } catch (const Refusal& refusal) {
-    set_shim_error(std::string("qwen::") + op + ": " + refusal.reason);
+    set_shim_error({refusal.code, std::string("qwen::") + op + ": " + refusal.reason});
   } catch (const std::bad_alloc&) {
-    set_shim_error("out of memory");
+    set_shim_error({ErrorCode::kOutOfMemory, "out of memory"});
   }
   return 1;
 }

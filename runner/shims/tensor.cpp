@@ -12,7 +12,7 @@ namespace {
 constexpr size_t kAlignment = 64;
 
 thread_local Arena* current_arena = nullptr;
-thread_local std::string shim_error;
+thread_local std::optional<Error> shim_error;
 
 // Size classes are powers of two from kAlignment up: few lists, and odd chunk lengths reuse each other's
 // blocks.
@@ -176,7 +176,7 @@ std::string Tensor::shape() const {
   return text + "] " + to_string(dtype);
 }
 
-void set_shim_error(std::string message) { shim_error = std::move(message); }
-std::string take_shim_error() { return std::exchange(shim_error, {}); }
+void set_shim_error(Error error) { shim_error = std::move(error); }
+std::optional<Error> take_shim_error() { return std::exchange(shim_error, std::nullopt); }
 
 }  // namespace qwen

@@ -9,10 +9,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "result.h"
 #include "shims/abi.h"
 
 namespace qwen {
@@ -129,8 +131,8 @@ struct Tensor {
   static Tensor* from(AtenTensorHandle handle) { return reinterpret_cast<Tensor*>(handle); }
 };
 
-// The last failure of a shim on this thread, for the message of the step that failed. Taking it clears it.
-void set_shim_error(std::string message);
-std::string take_shim_error();
+// The last failure of a shim on this thread, for the error of the step that failed. Taking it clears it.
+void set_shim_error(Error error);
+std::optional<Error> take_shim_error();
 
 }  // namespace qwen

@@ -226,3 +226,38 @@ def test_a_disk_that_fills_up_in_inductor_is_the_systems_error(
 def test_the_function_refuses_an_unknown_keyword(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="qantize: no such option"):
         export_program(tmp_path, tmp_path / "program", qantize="int4")
+
+
+@pytest.mark.parametrize(
+    ("error", "named"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"), "the GPU has no memory left"),
+        (
+            torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors"),
+            "the GPU has no memory left",
+        ),
+        (MemoryError(), "this machine has no memory left"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+            "this machine has no memory left",
+        ),
+    ],
+)
+def test_memory_that_runs_out_is_one_line(
+    error: Exception,
+    named: str,
+    tmp_path: Path,
+    random_checkpoint: Checkpoints,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def run_out(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(program, "lower", run_out)
+    status, line = error_of(
+        [str(random_checkpoint("interval")), "--output", str(tmp_path / "program")], capsys
+    )
+    assert status == FAILURE
+    assert named in line
+    assert not list(tmp_path.iterdir())

@@ -170,10 +170,39 @@ def test_packed_weights_stay_as_they_are(tmp_path: Path, random_checkpoint: Chec
 
 
 @pytest.mark.usefixtures("without_lowering")
-@pytest.mark.parametrize("damage", ["a bit", "cut", "manifest", "layout", "format"])
-def test_a_damaged_program_is_no_source(damage: str, tmp_path: Path, random_checkpoint: Checkpoints) -> None:
+def test_options_without_effect_are_refused(tmp_path: Path, random_checkpoint: Checkpoints) -> None:
+    checkpoint = random_checkpoint("interval")
+    unquantized = export_program(checkpoint, tmp_path / "a", quantize="none")
+    for source, options, named in (
+        (unquantized, {"head": "int8"}, "--head int8: it has no effect, .*a is not quantized"),
+        (unquantized, {"group_size": 32}, "--group-size 32: it has no effect"),
+        (
+            checkpoint,
+            {"quantize": "none", "group_size": 64},
+            "--group-size 64: it has no effect, --quantize none",
+        ),
+        (None, {"quantize_method": "rtn"}, "--quantize-method rtn: it has no effect, random weights"),
+    ):
+        random = {} if source else {"random": "qwen3.5-35b-a3b"}
+        with pytest.raises(ExportError, match=named):
+            export_program(source, tmp_path / "b", **random, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "damage", ["a bit", "cut", "manifest", "no json", "layout", "format", "tokenizer", "foreign"]
+)
+def test_a_damaged_program_is_no_source(
+    damage: str, tmp_path: Path, random_checkpoint: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is found before anything is compiled, which takes minutes."""
+    from qwen_runner.export import program
+
+    monkeypatch.setattr(program, "lower", lambda *_, **__: FakeProgram(b"methods"))
     first = export_program(random_checkpoint("smallest"), tmp_path / "a", target="cuda")
-    weights, manifest = first / "model.ptd", first / "manifest.json"
+    monkeypatch.setattr(program, "lower", lambda *_, **__: pytest.fail("it compiles"))
+    weights, manifest, tokenizer = (
+        first / f"{name}" for name in ("model.ptd", "manifest.json", "tokenizer.json")
+    )
     if damage == "a bit":
         data = bytearray(weights.read_bytes())
         data[-1] ^= 1
@@ -182,6 +211,12 @@ def test_a_damaged_program_is_no_source(damage: str, tmp_path: Path, random_chec
         weights.write_bytes(weights.read_bytes()[:-1])
     elif damage == "manifest":
         manifest.write_text(manifest.read_text().replace('"slots": 4', '"slots": 5'))
+    elif damage == "no json":
+        manifest.write_text(manifest.read_text()[:100])
+    elif damage == "tokenizer":
+        tokenizer.write_bytes(tokenizer.read_bytes() + b"\n")
+    elif damage == "foreign":
+        (first / "chat_template.jinja").write_text("another")
     else:
         changed = json.loads(manifest.read_text())
         del changed["manifest_sha256"]
@@ -190,7 +225,17 @@ def test_a_damaged_program_is_no_source(damage: str, tmp_path: Path, random_chec
         else:
             changed["format_version"] = 0
         write_manifest(manifest, changed)
-    with pytest.raises(ExportError, match=r"model\.ptd|manifest\.json|layout"):
+    named = {
+        "a bit": r"model\.ptd: does not match its digests",
+        "cut": r"model\.ptd: does not match its digests",
+        "manifest": r"manifest\.json: does not match its own digest",
+        "no json": r"manifest\.json: not JSON .*; copy or export the program again",
+        "layout": "have the layout another",
+        "format": "program format 0",
+        "tokenizer": r"tokenizer\.json: does not match its digests",
+        "foreign": r"chat_template\.jinja: it is no part of the program",
+    }
+    with pytest.raises(ExportError, match=named[damage]):
         export_program(first, tmp_path / "b")
     assert not (tmp_path / "b").exists()
 

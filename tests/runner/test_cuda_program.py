@@ -1,5 +1,6 @@
 """cuda programs: graphs, sessions and faults, on a real GPU and on an emulated one."""
 
+import hashlib
 import importlib.util
 import json
 import re
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from cuda_script import Gpu
-from program_copy import link_program
+from program_copy import link_program, with_manifest
 from random_checkpoints import SPECS, random_prompt
 
 NAME = "smallest"
@@ -308,7 +309,7 @@ def test_a_capture_that_fails_is_a_warning(program: Path, gpu: Gpu, call: str) -
             "no GPU memory for .*weights: it needs .* are free; end other programs",
         ),
         (
-            {"QWEN_EMULATED_MEMORY": "300000000"},
+            {"QWEN_EMULATED_MEMORY": "250000000"},
             "no GPU memory for a step's temporaries, beside .* of weights",
         ),
     ],
@@ -329,6 +330,184 @@ except Exception as error:
     assert "\n" not in refusal
 
 
+def test_a_warning_waits_for_no_thread_that_uses_the_engine(program: Path, gpu: Gpu) -> None:
+    """Python's warning needs the interpreter, which another thread has while it asks the engine."""
+    if not gpu.emulated:
+        pytest.skip("faults are injected into the emulated GPU")
+    script = """
+import faulthandler, threading
+faulthandler.dump_traceback_later(100, exit=True)
+engine = core.Engine(program)
+session, done = engine.open_session(), threading.Event()
+def use():
+    while not done.is_set():
+        engine.gpu
+        session.reset()
+        session.state(name)
+        session.fork()
+name = next(name for _, name, _, _, is_state in engine.bound_constants() if is_state)
+thread = threading.Thread(target=use)
+sys.setswitchinterval(1e-5)
+thread.start()
+answer = engine.generate(arguments[0], arguments[1], None, core.Cancel())
+done.set()
+thread.join()
+show(answer["tokens"])
+"""
+    options = {"ignore_eos": True, "max_new_tokens": 20, "temperature": 0.0}
+    process = gpu.process(program, script, prompt(5), options, QWEN_EMULATED_FAIL="cudaGraphInstantiate:1")
+    assert process.stderr.count("decoding goes on without a CUDA graph") == 1
+    assert json.loads(process.stdout) == generate(gpu, program, prompt(5), temperature=0.0)[0]
+
+
+def test_after_memory_was_given_back_a_graph_is_captured_anew(program: Path, gpu: Gpu) -> None:
+    """A capture may take no memory: the step before it takes what is missing."""
+    if not gpu.emulated:
+        pytest.skip("faults are injected into the emulated GPU")
+    script = """
+engine = core.Engine(program)
+session = engine.open_session()
+token = session.run(engine, arguments[0][:1], GREEDY)
+token = session.run(engine, [token], GREEDY)
+try:
+    session.run(engine, arguments[0], GREEDY)
+    failure = ""
+except MemoryError as error:
+    failure = str(error)
+session.reset()
+tokens, nodes = [session.run(engine, arguments[0], GREEDY)], []
+while len(tokens) < 6:
+    tokens.append(session.run(engine, tokens[-1:], GREEDY))
+    nodes.append(engine.gpu["graph_nodes"] > 0)
+show([failure, tokens, nodes])
+"""
+    states = gpu.run(
+        program,
+        "show(len({n for _, n, _, _, s in core.Engine(program).bound_constants() if s}))",
+    )
+    for call in range(2 + states + 3 + 2, 2 + states + 3 + 8):  # behind decode's temporaries
+        failure, tokens, nodes = gpu.run(program, script, prompt(6), QWEN_EMULATED_FAIL=f"cudaMalloc:{call}")
+        if failure:
+            break
+    assert "temporaries" in failure
+    assert nodes == [False, False, True, True, True]
+    assert tokens == generate(gpu, program, prompt(6), max_new_tokens=6, temperature=0.0)[0]
+
+
+def test_logits_are_never_another_sessions(program: Path, gpu: Gpu) -> None:
+    script = """
+engine = core.Engine(program)
+session, other = engine.open_session(), engine.open_session()
+token = session.decode(engine, session.run(engine, arguments[0], GREEDY), GREEDY, True)
+session.keep_logits(True)
+other.run(engine, arguments[0][:2], GREEDY)
+other.run(engine, arguments[0][2:3], GREEDY)
+try:
+    session.decode(engine, token, GREEDY, False)
+    refusal = int(session.logits().argmax())
+except ValueError as error:
+    refusal = str(error)
+session.keep_logits(False)
+after = session.decode(engine, token, GREEDY, False)
+session.reset()
+session.keep_logits(True)
+session.run(engine, arguments[0], GREEDY)
+show([refusal, after, session.logits().shape[0] == engine.vocab_size])
+"""
+    refusal, after, kept = gpu.run(program, script, prompt(6))
+    assert re.search("keep logits before running ahead, or reset", str(refusal)), refusal
+    assert kept
+    assert after == generate(gpu, program, prompt(6), max_new_tokens=3, temperature=0.0)[0][2]
+
+
+def test_the_callers_current_gpu_is_left_to_it(program: Path, gpu: Gpu) -> None:
+    if gpu.emulated or torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA GPUs")
+    script = """
+import threading, torch
+torch.zeros(1, device="cuda:1")
+torch.cuda.set_device(1)
+free = torch.cuda.mem_get_info(1)[0]
+engine = core.Engine(program)
+session = engine.open_session()
+def use():
+    torch.cuda.set_device(1)
+    return continued(engine, session, session.run(engine, arguments[0], GREEDY), 10)
+tokens = use()
+session.reset()
+thread = threading.Thread(target=lambda: tokens.extend(use()))
+thread.start()
+thread.join()
+show([tokens, torch.cuda.current_device(), free - torch.cuda.mem_get_info(1)[0]])
+"""
+    tokens, current, taken = gpu.run(program, script, prompt(6))
+    expected = generate(gpu, program, prompt(6), max_new_tokens=10, temperature=0.0)[0]
+    assert (tokens, current, taken) == (expected * 2, 1, 0)
+
+
+REFUSED = """
+try:
+    core.Engine(program)
+except RuntimeError as error:
+    show(str(error))
+"""
+
+
+@pytest.mark.parametrize("layout", ["tiles-16x64-2", None])
+def test_weights_of_another_layout_are_refused(
+    program: Path, gpu: Gpu, tmp_path: Path, layout: str | None
+) -> None:
+    def edit(manifest: dict[str, Any]) -> None:
+        manifest["quantization"].pop("layout")
+        manifest["quantization"] |= {} if layout is None else {"layout": layout}
+
+    copy = with_manifest(program, tmp_path / "copy", edit)
+    refusal = gpu.run(copy, REFUSED)
+    assert re.search(f"of layout {layout or 'none'}, this runner reads .*; export .* again", refusal), refusal
+    assert "\n" not in refusal
+
+
+@pytest.mark.parametrize("block_size", [64 << 20, 48, 1000])
+def test_a_damaged_table_of_weights_is_refused(
+    program: Path, gpu: Gpu, tmp_path: Path, block_size: int
+) -> None:
+    """It is parsed before the weights are read; the parser itself would crash."""
+    weights = (program / "model.ptd").read_bytes()
+
+    def edit(manifest: dict[str, Any]) -> None:
+        digests = [
+            hashlib.sha256(weights[begin : begin + block_size]).hexdigest()
+            for begin in range(0, len(weights), block_size)
+        ]
+        manifest["files"]["model.ptd"] |= {"block_size": block_size, "sha256": digests}
+
+    copy = with_manifest(program, tmp_path / "copy", edit)
+    (copy / "model.ptd").unlink()
+    script = """
+from pathlib import Path
+path = Path(program, "model.ptd")
+whole = Path(arguments[0]).read_bytes()
+refusals = set()
+def attempt(data):
+    path.write_bytes(data)
+    try:
+        core.Engine(program)
+    except RuntimeError as error:
+        refusals.add(str(error))
+table_end = int.from_bytes(whole[32:40], "little")
+for offset in [*range(0, 64, 5), *range(64, table_end, 211)]:
+    for bits in (0xFF, 0x80):
+        attempt(whole[:offset] + bytes([whole[offset] ^ bits]) + whole[offset + 1:])
+path.write_bytes(whole)
+core.Engine(program)
+show([table_end, sorted(refusals)])
+"""
+    table_end, refusals = gpu.run(copy, script, str(program / "model.ptd"))
+    assert 64 < table_end < len(weights)
+    assert len(refusals) == 1
+    assert "model.ptd does not match its digest" in refusals[0]
+
+
 def test_damaged_weights_are_refused(program: Path, gpu: Gpu, tmp_path: Path) -> None:
     copy = link_program(program, tmp_path / "copy")
     weights = copy / "model.ptd"
@@ -336,12 +515,6 @@ def test_damaged_weights_are_refused(program: Path, gpu: Gpu, tmp_path: Path) ->
     weights.unlink()
     data[len(data) // 2] ^= 1
     weights.write_bytes(data)
-    script = """
-try:
-    core.Engine(program)
-except RuntimeError as error:
-    show(str(error))
-"""
-    assert "model.ptd does not match its digest" in gpu.run(copy, script)
+    assert "model.ptd does not match its digest" in gpu.run(copy, REFUSED)
     weights.write_bytes(data[:-100])
-    assert "the manifest says" in gpu.run(copy, script)
+    assert "the manifest says" in gpu.run(copy, REFUSED)
