@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <utility>
+#include <vector>
 
 #include "kernels/sort/cuda.h"
 #include "shims/cuda_arguments.h"
@@ -38,21 +39,19 @@ struct Lines {
 // Of a tensor that fills its memory, its dimensions in whatever order: the results have the same strides, as
 // compiled code expects.
 Lines lines_along(const Tensor& tensor, int64_t dim) {
-  std::array<int64_t, Tensor::kMaxDim> order{};
-  int64_t count = 0;
+  std::vector<int64_t> order;
   for (int64_t i = 0; i < tensor.dim; ++i) {
-    if (tensor.sizes[i] != 1) order[count++] = i;
+    if (tensor.sizes[i] != 1) order.push_back(i);
   }
-  std::sort(order.begin(), order.begin() + count,
-            [&](int64_t a, int64_t b) { return tensor.strides[a] < tensor.strides[b]; });
+  std::ranges::sort(order, {}, [&](int64_t i) { return tensor.strides[i]; });
   Lines lines;
   int64_t elements = 1;
   bool passed = false;
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t size = tensor.sizes[order[i]];
-    require(tensor.strides[order[i]] == elements, "a tensor to sort has gaps or overlaps");
+  for (const int64_t i : order) {
+    const int64_t size = tensor.sizes[i];
+    require(tensor.strides[i] == elements, "a tensor to sort has gaps or overlaps");
     elements *= size;
-    if (order[i] == dim) {
+    if (i == dim) {
       lines.length = size;
       passed = true;
     } else {
