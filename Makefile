@@ -1,5 +1,5 @@
 # make run       sets up what is missing, builds, exports the demo model and streams text from PROMPT
-# make test      the same set-up, then every test: C++, C++ under sanitizers, Python (CUDA kernels emulated)
+# make test      the same set-up, then every test: C++, C++ under sanitizers, Python (CUDA kernels emulated, where the toolkit is)
 # make test-gpu  the tests of the cuda target that need a GPU, on this machine's
 # make bench     speed of the kernels and of PROGRAM, added to benchmarks/RESULTS.md
 # make lint      ruff, mypy, clang-format, clang-tidy
@@ -91,7 +91,7 @@ gpu:
 # Those that fill the card's memory or measure it run alone; the first needs QWEN_FULL_PROGRAM, a program of the full shape.
 whole_gpu_tests := tests/runner/test_cuda_full.py tests/runner/test_cuda_faults.py
 
-test-gpu: gpu $(VENV)/.test $(built)
+test-gpu: gpu $(VENV)/.test $(built) test-cpp
 	@$(BIN)/python tools/gpu.py
 	$(BIN)/python -m pytest -n 4 --dist worksteal -rs --no-fold-skipped -k 'not emulated' \
 	  $(filter-out $(whole_gpu_tests),$(wildcard tests/kernels/test_cuda_*.py tests/runner/test_cuda_*.py))

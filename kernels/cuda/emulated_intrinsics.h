@@ -16,8 +16,7 @@
 
 #include "kernels/cuda/emulation.h"
 
-// --- Barriers and fences
-// ---------------------------------------------------------------------------------------------
+// Barriers and fences.
 
 inline void __syncthreads() { qwen::cuda::emulated::block_barrier(qwen::cuda::emulated::Vote::kCount, 0); }
 inline int __syncthreads_count(int predicate) {
@@ -36,8 +35,7 @@ inline void __threadfence() {}
 inline void __threadfence_block() {}
 inline void __threadfence_system() {}
 
-// --- Warp operations
-// -------------------------------------------------------------------------------------------------
+// Warp operations.
 
 namespace qwen::cuda::emulated {
 
@@ -163,8 +161,7 @@ inline unsigned __reduce_xor_sync(unsigned mask, unsigned value) {
                                                                                     value);
 }
 
-// --- Memory
-// ----------------------------------------------------------------------------------------------------------
+// Memory.
 
 // Fibers switch only where they wait, so that plain operations are atomic.
 template <typename T, typename Change>
@@ -257,8 +254,7 @@ void __stwt(T* p, std::type_identity_t<T> v) {
   *p = v;
 }
 
-// --- Integers and bits
-// -----------------------------------------------------------------------------------------------
+// Integers and bits.
 
 template <typename A, typename B>
   requires(std::is_arithmetic_v<A> && std::is_arithmetic_v<B>)
@@ -323,8 +319,7 @@ inline unsigned __dp4a(unsigned a, unsigned b, unsigned c) {
   return c;
 }
 
-// --- Floats
-// ----------------------------------------------------------------------------------------------------------
+// Floats.
 
 inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
 inline int __float_as_int(float x) { return std::bit_cast<int>(x); }

@@ -204,8 +204,7 @@ cudaError_t check_copy(const void* to, const void* from, size_t count, cudaMemcp
   if (const cudaError_t injected_error = device().injected(#function); injected_error != cudaSuccess) \
   return injected_error
 
-// --- The device
-// ------------------------------------------------------------------------------------------------------
+// The device.
 
 cudaError_t cudaDriverGetVersion(int* version) {
   QWEN_ENTER(cudaDriverGetVersion);
@@ -288,8 +287,7 @@ cudaError_t cudaFuncSetAttribute(const void* /*function*/, cudaFuncAttribute /*a
   return cudaSuccess;
 }
 
-// --- Memory
-// ----------------------------------------------------------------------------------------------------------
+// Memory.
 
 cudaError_t cudaMalloc(void** p, size_t size) {
   QWEN_ENTER(cudaMalloc);
@@ -357,8 +355,7 @@ cudaError_t cudaMemset(void* p, int value, size_t count) {
   return cudaMemsetAsync(p, value, count, nullptr);
 }
 
-// --- Streams and events
-// ----------------------------------------------------------------------------------------------
+// Streams and events.
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned /*flags*/) {
   QWEN_ENTER(cudaStreamCreateWithFlags);
@@ -426,8 +423,7 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEve
   return cudaSuccess;
 }
 
-// --- Graphs
-// ----------------------------------------------------------------------------------------------------------
+// Graphs.
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode /*mode*/) {
   QWEN_ENTER(cudaStreamBeginCapture);
@@ -485,8 +481,7 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
   return cudaSuccess;
 }
 
-// --- Errors
-// ----------------------------------------------------------------------------------------------------------
+// Errors.
 
 cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
 cudaError_t cudaPeekAtLastError() { return last_error; }

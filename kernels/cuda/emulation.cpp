@@ -25,8 +25,7 @@ constexpr size_t kCanaryBytes = 256;
 constexpr unsigned char kPoison = 0xff;
 constexpr unsigned char kCanary = 0xa5;
 
-// --- Contexts: where a suspended fiber goes on
-// -----------------------------------------------------------------------
+// Contexts: where a suspended fiber goes on.
 
 #ifdef __x86_64__
 
@@ -88,8 +87,7 @@ void begin_context(Context* context, char* stack, size_t size, void (*entry)()) 
 
 #endif
 
-// --- The machine: one block at a time
-// --------------------------------------------------------------------------------
+// The machine: one block at a time.
 
 struct Copy {
   void* to;

@@ -32,6 +32,7 @@ void bind_linear_decode(pybind11::module_& m) {
         [](const std::vector<std::array<int, 7>>& lines, int architecture, int n, int k, int group,
            int rows) -> pybind11::object {
           std::vector<TunedDecode> table;
+          table.reserve(lines.size());
           for (const auto& [measured, line_n, line_k, line_group, from, warps, row_tiles] : lines) {
             table.push_back({measured, kHead, line_n, line_k, line_group, from, {warps, row_tiles}});
           }
