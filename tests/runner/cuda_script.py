@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+SMALLEST = "smallest"  # of random_checkpoints.SPECS
+
 _PRELUDE = """
 import json, sys, warnings
 import numpy as np
@@ -52,3 +54,25 @@ class Gpu:
         )
         assert result.returncode == 0, result.stderr
         return result
+
+
+GENERATE = """
+engine = core.Engine(program, arguments[1])
+answer = engine.generate(arguments[0], arguments[2], None, core.Cancel())
+show([answer["tokens"], answer["finish_reason"], engine.gpu["graph_nodes"]])
+"""
+
+
+def prompt(length: int) -> list[int]:
+    """So many tokens for the model SMALLEST."""
+    from random_checkpoints import SPECS, random_prompt  # transformers takes seconds to import
+
+    return random_prompt(SPECS[SMALLEST], length)
+
+
+def generate(
+    gpu: Gpu, program: Path, tokens: list[int], *, cuda_graph: bool | None = None, **options: Any
+) -> Any:
+    return gpu.run(
+        program, GENERATE, tokens, cuda_graph, {"ignore_eos": True, "max_new_tokens": 20} | options
+    )

@@ -7,7 +7,6 @@ says what error is bfloat16's own.
 """
 
 import copy
-import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,17 +72,6 @@ for window in windows:
 np.save(path, np.stack(logits))
 show(len(logits))
 """
-
-
-@pytest.fixture(scope="module", params=["emulated", "cuda"])
-def gpu(request: pytest.FixtureRequest) -> Gpu:
-    if request.param == "cuda":
-        if not torch.cuda.is_available():
-            pytest.skip("needs a CUDA GPU")
-        return Gpu("_core", emulated=False)
-    if importlib.util.find_spec("qwen_runner._emulated_core") is None:
-        pytest.skip("needs qwen_runner._emulated_core: build with QWEN_BUILD_TESTS and the CUDA toolkit")
-    return Gpu("_emulated_core", emulated=True)
 
 
 @dataclass(frozen=True)
