@@ -50,9 +50,6 @@ LONG_DECODE = [
 PREFILL = [(2, 0), (2, 37), (15, 37), (63, 0), (65, 37), (130, 0), (130, 37)]  # tokens, position
 FULL_PREFILL = [(500, 0), (1000, 63), (1642, 0), (2048, 2048)]
 
-DECODE_BENCHMARK = [[511], [4095], [32767], [511] * 8, [4095] * 8]
-PREFILL_BENCHMARK = [(1642, 0), (2048, 6144), (63, 8192)]
-
 
 @dataclass
 class Inputs:
@@ -122,13 +119,3 @@ def expected(heads: Heads, given: Inputs) -> tuple[torch.Tensor, torch.Tensor, t
         given.slot,
     )
     return (mixed * torch.sigmoid(gate)).flatten(1), key_cache, value_cache
-
-
-def decode_bytes(heads: Heads, positions: list[int]) -> int:
-    """What must be read of the caches."""
-    return sum(positions) * heads.key_heads * heads.head_dim * 4
-
-
-def prefill_flops(heads: Heads, tokens: int, position: int) -> int:
-    """Of the causal products."""
-    return 4 * heads.query_heads * heads.head_dim * (tokens * position + tokens * (tokens + 1) // 2)

@@ -41,13 +41,6 @@ CORRECTNESS = [
     PrefillCase(1642, 2048, 9216, 32),
     PrefillCase(4095, 2048, 1024, 128),
 ]
-# Qwen3.5-35B-A3B: the projections of DeltaNet, of attention, and out of both; the shared expert's down.
-BENCHMARK = [
-    PrefillCase(tokens, k, n, group)
-    for tokens in (64, 512, 1642, 2048)
-    for k, n in ((2048, 12288), (2048, 9216), (4096, 2048), (512, 2048))
-    for group in (32, 128)
-]
 
 FLOAT_EMULATED = [PrefillCase(1, 32, 1, 32), PrefillCase(33, 96, 65, 32), PrefillCase(64, 448, 64, 64)]
 FLOAT_CORRECTNESS = [
@@ -56,7 +49,6 @@ FLOAT_CORRECTNESS = [
     PrefillCase(1642, 2048, 64, 32),
     PrefillCase(2048, 2048, 1024, 32),
 ]
-FLOAT_BENCHMARK = [PrefillCase(1642, 2048, n, 32) for n in (1, 64, 256)]
 
 
 def int4_arguments(case: PrefillCase, generator: torch.Generator) -> Arguments:

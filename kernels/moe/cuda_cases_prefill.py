@@ -48,11 +48,6 @@ CORRECTNESS = [
     MoePrefillCase(700, 512, 256, 128, 8, 32),
     MoePrefillCase(4095, 512, 32, 256, 4, 128, "few"),
 ]
-BENCHMARK = [
-    MoePrefillCase(tokens, 2048, 256, 512, 8, group)
-    for tokens in (64, 512, 1642, 2048)
-    for group in (32, 128)
-]
 # tokens, experts, choices a token
 SORT_EMULATED = [(1, 4, 1), (7, 16, 4), (300, 256, 8), (129, 1000, 32), (40, 3, 3)]
 SORT = [*SORT_EMULATED, (1642, 256, 8), (2048, 256, 8), (32768, 1024, 32)]
