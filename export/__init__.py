@@ -49,7 +49,7 @@ def export_program(
     ExportOptions(**options)
     with _quiet(), _out_of_memory_in_a_line():
         # Imported late: torch's exporter and ExecuTorch take seconds, and a wrong option should not.
-        from .program import STAGES, write_program
+        from .program import stages, write_program
         from .progress import Progress
         from .sources import open_source
 
@@ -58,7 +58,7 @@ def export_program(
             if not progress:
                 write_program(source, Path(output), lambda stage: None)
             else:
-                with Progress(STAGES, sys.stderr) as reporter:
+                with Progress(stages(source.options), sys.stderr) as reporter:
                     write_program(source, Path(output), reporter.begin, reporter.note)
                     size = sum(path.stat().st_size for path in Path(output).iterdir())
                     reporter.finish(f"{output}: {size / 1e6:.1f} MB")

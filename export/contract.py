@@ -1,8 +1,8 @@
 """What a program and its runner agree on: names, versions, and the C functions a compiled method may call.
 
-The runner states the same on its side: versions and layouts in `runner/manifest.h`, the delegate's name in
-`runner/delegate.h`, the order of the inputs in `runner/host_steps.cpp` and `runner/cuda_steps.cpp`, the C
-functions in `runner/shims/`. Tests hold both equal.
+The runner states the same on its side: versions, layouts and the widest batch in `runner/manifest.h`, the
+delegate's name in `runner/delegate.h`, the methods in `runner/program.cpp`, the order of their inputs in
+`runner/host_steps.cpp` and `runner/cuda_lane.cpp`, the C functions in `runner/shims/`. Tests hold both equal.
 """
 
 from __future__ import annotations
@@ -29,8 +29,17 @@ WEIGHT_ALIGNMENT = 64
 # The delegate's id in the .pte; `backend.py` has the class of this name.
 BACKEND_ID = "QwenAotiBackend"
 
-PREFILL, DECODE = "prefill", "decode"
-METHODS = (PREFILL, DECODE)
+# `decode` has one row; `decode_batch` any number B from 2 to the program's batch, each a session's.
+PREFILL, DECODE, DECODE_BATCH = "prefill", "decode", "decode_batch"
+
+# The most rows that the kernels take in a decode step.
+MAX_BATCH = 8
+
+
+def methods(batch: int) -> tuple[str, ...]:
+    """Those of a program whose decode steps have at most `batch` rows."""
+    return (PREFILL, DECODE) if batch == 1 else (PREFILL, DECODE, DECODE_BATCH)
+
 
 # A method's inputs: tokens i64 [1, T] or [B, 1], then these, [B] each.
 ROW_INPUTS = {

@@ -1,4 +1,4 @@
-"""Lowers a model to an ExecuTorch program: two methods over one set of weights, each compiled whole."""
+"""Lowers a model to an ExecuTorch program: its methods over one set of weights, each compiled whole."""
 
 from __future__ import annotations
 
@@ -23,7 +23,12 @@ from .compile import CompiledMethod, compile_method
 from .model import LanguageModel
 
 ASSEMBLE = "assemble the program"
-STAGES = (*(f"{verb} {name}" for name in contract.METHODS for verb in ("trace", "compile")), ASSEMBLE)
+
+
+def stages(batch: int) -> tuple[str, ...]:
+    """Those of `lower`, in order."""
+    methods = contract.methods(batch)
+    return (*(f"{verb} {name}" for name in methods for verb in ("trace", "compile")), ASSEMBLE)
 
 
 def lower(
@@ -31,6 +36,7 @@ def lower(
     *,
     target: str,
     chunk: int,
+    batch: int,
     metadata: dict[str, int],
     on_stage: Callable[[str], None],
 ) -> ExecutorchProgramManager:
@@ -38,39 +44,48 @@ def lower(
 
     Args:
         chunk: most tokens of a prefill call.
+        batch: most rows of a decode step.
         metadata: constant methods of the program: `get_<name>` returns the value. Among them vocab_size.
-        on_stage: called with each of `STAGES` as it begins.
+        on_stage: called with each of `stages(batch)` as it begins.
     """
     compiled = {}
-    for name in contract.METHODS:
+    for name in contract.methods(batch):
         on_stage(f"trace {name}")
-        method = trace(model, name, chunk)
+        method = trace(model, name, chunk=chunk, batch=batch)
         on_stage(f"compile {name}")
         compiled[name] = compile_method(name, method, target)
     on_stage(ASSEMBLE)
-    return assemble(compiled, chunk=chunk, metadata=metadata)
+    return assemble(compiled, chunk=chunk, batch=batch, metadata=metadata)
 
 
-def trace(module: nn.Module, method: str, chunk: int) -> ExportedProgram:
+def trace(module: nn.Module, method: str, *, chunk: int, batch: int) -> ExportedProgram:
     """Exports `module`, which has the inputs of `LanguageModel.forward`, as `method`.
 
-    Prefill takes 2 to `chunk` tokens and is traced at the most: Inductor sizes buffers by what it is shown.
+    Prefill takes 2 to `chunk` tokens, a batch 2 to `batch` rows; they are traced at the most: Inductor sizes
+    buffers by what it is shown.
     """
     dynamic: Any = None
-    if method == contract.PREFILL and chunk > 2:
-        dynamic = ({1: Dim("T", min=2, max=chunk)}, *(None for _ in contract.ROW_INPUTS))
-        if isinstance(module, Shell):
-            dynamic = (dynamic,)  # its one parameter is `*inputs`
+    rows, length = 1, 1
+    if method == contract.PREFILL:
+        length = chunk
+        if chunk > 2:
+            dynamic = ({1: Dim("T", min=2, max=chunk)}, *(None for _ in contract.ROW_INPUTS))
+    elif method == contract.DECODE_BATCH:
+        rows = batch
+        if batch > 2:
+            dynamic = ({0: Dim("B", min=2, max=batch)},) * (1 + len(contract.ROW_INPUTS))
+    if dynamic is not None and isinstance(module, Shell):
+        dynamic = (dynamic,)  # its one parameter is `*inputs`
     with torch.no_grad():
-        inputs = _example_inputs(chunk if method == contract.PREFILL else 1)
-        return export(module, inputs, dynamic_shapes=dynamic)
+        return export(module, _example_inputs(rows, length), dynamic_shapes=dynamic)
 
 
 def assemble(
-    methods: dict[str, CompiledMethod], *, chunk: int, metadata: dict[str, int]
+    methods: dict[str, CompiledMethod], *, chunk: int, batch: int, metadata: dict[str, int]
 ) -> ExecutorchProgramManager:
     """The program that delegates to `methods`."""
-    shells = {name: trace(Shell(metadata["vocab_size"]), name, chunk) for name in methods}
+    vocab_size = metadata["vocab_size"]
+    shells = {name: trace(Shell(vocab_size), name, chunk=chunk, batch=batch) for name in methods}
     partitioners = {
         name: [AotiPartitioner(contract.BACKEND_ID, [CompileSpec(METHOD_KEY, name.encode())])]
         for name in methods
@@ -85,6 +100,6 @@ def assemble(
     return edge.to_executorch(ExecutorchBackendConfig())
 
 
-def _example_inputs(length: int) -> tuple[Tensor, ...]:
-    rows = [torch.zeros(1, dtype=dtype) for dtype in contract.ROW_INPUTS.values()]
-    return (torch.zeros(1, length, dtype=torch.int64), *rows)
+def _example_inputs(rows: int, length: int) -> tuple[Tensor, ...]:
+    inputs = [torch.zeros(rows, dtype=dtype) for dtype in contract.ROW_INPUTS.values()]
+    return (torch.zeros(rows, length, dtype=torch.int64), *inputs)

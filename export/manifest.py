@@ -88,6 +88,7 @@ def describe(
         "max_seq_len": options.max_seq_len,
         "chunk": options.chunk,
         "slots": options.slots,
+        "batch": options.batch,
         "eos_token_ids": list(config.eos_token_ids),
         "sampling": sampling,
         "chat": chat,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from .config import ModelConfig
+from .contract import MAX_BATCH
 from .cuda_model import check_cuda_shapes
 from .errors import ExportError
 from .quantize import GROUP_SIZES, QuantizationConfig, check_quantizable
@@ -50,6 +51,11 @@ class ExportOptions:
         None, "most tokens of one prefill call; default 256, for cuda 2048, or max_seq_len"
     )
     slots: int = _option(4, "sessions that a program holds at a time")
+    batch: int | None = _option(
+        None,
+        "most sessions that a decode step advances together (cuda); default 8, or slots",
+        tuple(range(1, MAX_BATCH + 1)),
+    )
 
     def __post_init__(self) -> None:
         for option in fields(self):
@@ -82,6 +88,10 @@ class ExportOptions:
             raise ExportError(f"--chunk {chunk}: it must be at least 2")
         if chunk > max_seq_len:
             raise ExportError(f"--chunk {chunk}: it must be at most --max-seq-len, {max_seq_len}")
+        most = {"cpu": 1, "cuda": min(MAX_BATCH, self.slots)}[self.target]
+        if self.batch is not None and self.batch > most:
+            limit_of = "--slots" if self.target == "cuda" else "--target cpu"
+            raise ExportError(f"--batch {self.batch}: {limit_of} allows at most {most}")
         tied = config.tie_word_embeddings
         if tied and self.quantize == "int4" and self.head == "int4":
             raise ExportError(
@@ -103,6 +113,7 @@ class ExportOptions:
             max_seq_len=max_seq_len,
             chunk=chunk,
             slots=self.slots,
+            batch=self.batch if self.batch is not None else most,
         )
 
 
@@ -116,6 +127,7 @@ class ResolvedOptions:
     max_seq_len: int
     chunk: int
     slots: int
+    batch: int
 
 
 def refuse_idle(given: dict[str, Any], random: bool) -> None:

@@ -20,7 +20,7 @@ from .ptd import Layout, WeightsFile
 from .tokenizer_files import NAMES as TOKENIZER_FILES
 
 # Other options say how weights are packed, and packed they are.
-_FREE = ("max_seq_len", "chunk", "slots")
+_FREE = ("max_seq_len", "chunk", "slots", "batch")
 
 
 class PackedProgram:
@@ -73,6 +73,8 @@ class PackedProgram:
         merged = self._options | {name: given[name] for name in _FREE if name in given}
         if "chunk" not in given:
             merged["chunk"] = min(merged["chunk"], merged["max_seq_len"])
+        if "slots" in given and "batch" not in given:
+            merged["batch"] = None  # the default for as many
         return ExportOptions(**merged)
 
     def check_weights(self, layout: Layout, note: Callable[[str], None]) -> None:
@@ -109,7 +111,8 @@ class PackedProgram:
 
     def _read_options(self) -> dict[str, Any]:
         manifest, quantization = self._manifest, self._manifest["quantization"]
-        options = {name: manifest[name] for name in ("dtype", *_FREE)}
+        options = {name: manifest[name] for name in ("dtype", "max_seq_len", "chunk", "slots")}
+        options["batch"] = manifest.get("batch")  # programs of before there were batches have none
         options |= {"target": manifest["target"]["device"], "quantize": quantization["scheme"]}
         if quantization["scheme"] != "none":
             options |= {"group_size": quantization["group_size"], "quantize_method": quantization["method"]}

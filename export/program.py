@@ -16,8 +16,8 @@ from executorch.exir import ExecutorchProgramManager
 from . import contract
 from .config import ModelConfig
 from .errors import ExportError
-from .lower import STAGES as LOWER_STAGES
 from .lower import lower
+from .lower import stages as lower_stages
 from .manifest import HashingFile, describe, write_manifest
 from .model import LanguageModel
 from .options import ResolvedOptions
@@ -29,7 +29,11 @@ from .weights import MetaWeights
 
 CHECK, CHAT = "check the source", "derive the chat pieces"
 WEIGHTS, WRITE = "write the weights", "write the program"
-STAGES = (CHECK, CHAT, *LOWER_STAGES, WEIGHTS, WRITE)
+
+
+def stages(options: ResolvedOptions) -> tuple[str, ...]:
+    """Those of `write_program`, in order."""
+    return (CHECK, CHAT, *lower_stages(options.batch), WEIGHTS, WRITE)
 
 
 def write_program(
@@ -40,7 +44,7 @@ def write_program(
 ) -> None:
     """Writes the folder `output`, replacing a program that is there.
 
-    `begin` is called with each of `STAGES` as it begins, `note` with how far a long one is.
+    `begin` is called with each of `stages` as it begins, `note` with how far a long one is.
 
     Raises:
         ExportError: a source or an output folder that will not do, or a machine that is too small.
@@ -64,6 +68,7 @@ def write_program(
                 model,
                 target=options.target,
                 chunk=options.chunk,
+                batch=options.batch,
                 metadata=_metadata(config, options),
                 on_stage=begin,
             )
@@ -107,6 +112,7 @@ def _metadata(config: ModelConfig, options: ResolvedOptions) -> dict[str, int]:
         "max_seq_len": options.max_seq_len,
         "chunk": options.chunk,
         "slots": options.slots,
+        "batch": options.batch,
     }
 
 

@@ -15,8 +15,9 @@ class BenchCommand {
   explicit BenchCommand(CLI::App& app);
 
   // Returns the exit status. One answer warms up and is not counted; each is greedy and goes on past its end.
-  // One new token leaves nothing to say of decoding. Errors: those of loading and generating;
-  // kInvalidArgument where the lengths do not fit into a slot.
+  // One new token leaves nothing to say of decoding. With a batch, so many answers to prompts of their own
+  // are generated at once: what is said of one is the mean of all. Errors: those of loading and generating;
+  // kInvalidArgument where the lengths do not fit into a slot or the batch into a decode step.
   Result<int> run() const;
 
  private:
@@ -24,6 +25,7 @@ class BenchCommand {
   CLI::Option* prompt_tokens_;
   CLI::Option* new_tokens_;
   CLI::Option* repetitions_;
+  CLI::Option* batch_;
   CLI::Option* cuda_graph_;
   CLI::Option* json_;
 };

@@ -76,6 +76,7 @@ json description(const Manifest& manifest) {
           {"max_seq_len", manifest.max_seq_len},
           {"chunk", manifest.chunk},
           {"slots", manifest.slots},
+          {"batch", manifest.batch},
           {"vocab_size", manifest.vocab_size},
           {"eos_token_ids", manifest.eos_token_ids},
           {"chat", manifest.chat.value("supported", false)},
@@ -121,6 +122,7 @@ std::string table(const Manifest& manifest, const json& all) {
       row("longest sequence", std::to_string(manifest.max_seq_len) + " tokens") +
       row("prefill chunk", std::to_string(manifest.chunk) + " tokens") +
       row("sessions at once", std::to_string(manifest.slots)) +
+      row("sessions a decode step", std::to_string(manifest.batch)) +
       row("vocabulary", std::to_string(manifest.vocab_size)) +
       row("end of answer", plain(all["eos_token_ids"])) + row("chat", chat) +
       row("size", bytes(all["total_bytes"].get<uint64_t>()));

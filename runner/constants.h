@@ -25,7 +25,7 @@ namespace qwen {
 
 // One tensor that a compiled method is bound to.
 struct BoundConstant {
-  std::string method;  // "prefill" or "decode"
+  std::string method;  // "prefill", "decode" or "decode_batch"
   std::string name;    // fully qualified name in the exported model
   const void* data;    // where this method reads it
   uint64_t bytes;

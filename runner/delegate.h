@@ -1,4 +1,4 @@
-// The ExecuTorch delegate behind both methods of a program: compiled library in, bound container out.
+// The ExecuTorch delegate behind the methods of a program: compiled library in, bound container out.
 //
 // ExecuTorch keeps one instance for the process and gives it no way to tell programs apart, so a program
 // opens a DelegateScope around every call into ExecuTorch that may reach the delegate. Different threads may

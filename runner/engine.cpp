@@ -55,4 +55,16 @@ Result<Session> Engine::open_session() {
   return session;
 }
 
+Result<std::vector<Session>> Engine::open_sessions(int64_t most) {
+  std::vector<Session> sessions;
+  do {
+    auto session = open_session();
+    const bool is_full = !session.ok() && session.error().code == ErrorCode::kInvalidArgument;
+    if (is_full && !sessions.empty()) break;
+    if (!session.ok()) return session.error();
+    sessions.push_back(std::move(session).value());
+  } while (static_cast<int64_t>(sessions.size()) < most);
+  return sessions;
+}
+
 }  // namespace qwen

@@ -1,5 +1,5 @@
 // Engine: one loaded program, ready to run. It owns the compiled methods, the one copy of the weights that
-// both share, and the state slots; sessions borrow a slot each.
+// they share, and the state slots; sessions borrow a slot each.
 //
 // Thread-safe: any number of threads may open sessions and step them; steps of one engine run one at a time.
 #pragma once
@@ -46,8 +46,8 @@ struct DeviceStats {
   uint64_t allocated_bytes = 0;  // by this engine: weights, state, temporaries
   uint64_t used_bytes = 0;       // of the GPU, by every process
   uint64_t total_bytes = 0;
-  int64_t graph_nodes = 0;  // kernels and copies of a decode step's CUDA graph; 0 without
-                            // one, as before the first few decode steps
+  int64_t graph_nodes = 0;  // kernels and copies of the last decode step's CUDA graph; 0
+                            // without one, as before the first few decode steps
 };
 
 class Engine {
@@ -65,12 +65,14 @@ class Engine {
   const LoadStats& load_stats() const;
   DeviceStats device_stats() const;
 
-  // Every constant of both methods with the address its container uses.
+  // Every constant of every method with the address its container uses.
   std::vector<BoundConstant> bound_constants() const;
 
   // Takes a free slot, zero-filled. Fails with kInvalidArgument when all slots are in use. The engine must
   // outlive it.
   Result<Session> open_session();
+  // Takes as many as are free, at least one and at most `most`. Errors as open_session().
+  Result<std::vector<Session>> open_sessions(int64_t most);
 
  private:
   friend class Session;

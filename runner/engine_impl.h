@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -43,6 +44,19 @@ struct Engine::Impl {
   void warn(const std::vector<std::string>& warnings) const {
     if (!on_warning) return;
     for (const std::string& warning : warnings) on_warning(warning);
+  }
+
+  // Steps of at most the program's batch, run together, and what there is to warn of.
+  Result<std::vector<int64_t>> run(std::span<const Step> steps) {
+    std::vector<std::string> warnings;
+    auto sampled = [&] {
+      const std::lock_guard lock(mutex);
+      auto tokens = program->run(steps);
+      warnings = program->take_warnings();
+      return tokens;
+    }();
+    warn(warnings);
+    return sampled;
   }
 
   std::mutex mutex;  // guards program and slot_taken: one step at a time

@@ -1,25 +1,14 @@
 #include "generate.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <optional>
 
-#include "text_stream.h"
+#include "answer.h"
 #include "tokenizer.h"
 
 namespace qwen {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_between(Clock::time_point from, Clock::time_point to) {
-  return std::chrono::duration<double>(to - from).count();
-}
-
-double per_second(int64_t count, double seconds) {
-  return seconds > 0 ? static_cast<double>(count) / seconds : 0;
-}
 
 Status check_prompt(std::span<const int64_t> prompt, const Manifest& manifest) {
   if (prompt.empty()) {
@@ -34,129 +23,21 @@ Status check_prompt(std::span<const int64_t> prompt, const Manifest& manifest) {
   return ok_status();
 }
 
-// One call of generate(). The clock starts with it.
-class Answer {
- public:
-  Answer(Engine& engine, Session& session, const GenerateOptions& options, const PieceCallback& on_piece,
-         const CancelFlag* cancel)
-      : engine_(engine),
-        session_(session),
-        options_(options),
-        on_piece_(on_piece),
-        cancel_(cancel),
-        stream_(engine.tokenizer(), options.stop) {
-    generation_.seed = options.sampling.seed;
-    generation_.timings.load_ms = engine.load_stats().load_ms;
-  }
+using Seat = std::optional<Answer>;
 
-  Result<Generation> run(std::span<const int64_t> prompt) {
-    QWEN_RETURN_IF_ERROR(session_.reset());
-    session_.set_generated_from(static_cast<int64_t>(prompt.size()));
-    session_.keep_logits(options_.logprobs);
-    generation_.prompt_tokens = static_cast<int64_t>(prompt.size());
-    if (options_.echo) {
-      emit(engine_.tokenizer().decode(prompt, /*skip_special=*/false));
-    }
-    QWEN_ASSIGN_OR_RETURN(generation_.finish_reason, prefill_and_decode(prompt));
-    emit(stream_.finish());
-    if (refused_) {
-      generation_.finish_reason = FinishReason::kCancelled;
-    }
-    return std::move(generation_);
+// Runs one decode step of every answer that is in a seat.
+Status step(std::span<Seat> seats) {
+  std::vector<DecodeRow> rows;
+  for (Seat& seat : seats) {
+    if (seat) rows.push_back(seat->next());
   }
-
- private:
-  Result<FinishReason> prefill_and_decode(std::span<const int64_t> prompt) {
-    if (cancelled()) {
-      return FinishReason::kCancelled;
-    }
-    if (options_.max_new_tokens == 0) {
-      return FinishReason::kLength;
-    }
-    QWEN_ASSIGN_OR_RETURN(const std::optional<int64_t> first, prefill(prompt));
-    return first ? decode(*first) : FinishReason::kCancelled;
+  QWEN_ASSIGN_OR_RETURN(const std::vector<int64_t> tokens, Session::decode_together(rows));
+  auto token = tokens.begin();
+  for (Seat& seat : seats) {
+    if (seat) QWEN_RETURN_IF_ERROR(seat->accept(*token++));
   }
-
-  // The first token, or nothing when cancelled. Chunk by chunk, so that a long prompt can be cancelled
-  // inside.
-  Result<std::optional<int64_t>> prefill(std::span<const int64_t> prompt) {
-    const auto began = Clock::now();
-    const auto chunk = static_cast<size_t>(engine_.manifest().chunk);
-    int64_t token = 0;
-    for (size_t done = 0; done < prompt.size(); done += chunk) {
-      if (cancelled()) {
-        return std::optional<int64_t>();
-      }
-      const auto piece = prompt.subspan(done, std::min(chunk, prompt.size() - done));
-      QWEN_ASSIGN_OR_RETURN(token, session_.run(piece, options_.sampling));
-    }
-    const auto ended = Clock::now();
-    Timings& timings = generation_.timings;
-    timings.ttft_ms = 1e3 * seconds_between(start_, ended);
-    timings.prefill_tokens_per_second = per_second(generation_.prompt_tokens, seconds_between(began, ended));
-    return std::optional<int64_t>(token);
-  }
-
-  Result<FinishReason> decode(int64_t token) {
-    const auto began = Clock::now();
-    for (int64_t steps = 0;; ++steps) {
-      QWEN_ASSIGN_OR_RETURN(const std::optional<FinishReason> end, accept(token));
-      if (end) {
-        generation_.timings.decode_tokens_per_second =
-            per_second(steps, seconds_between(began, Clock::now()));
-        return *end;
-      }
-      // Whether another step follows, if the token that this one samples does not end the answer.
-      const bool go_on = static_cast<int64_t>(generation_.tokens.size()) + 1 < options_.max_new_tokens;
-      QWEN_ASSIGN_OR_RETURN(token, session_.decode(token, options_.sampling, /*ahead=*/go_on));
-    }
-  }
-
-  // Takes a sampled token into the answer; returns why the answer ends with it, or nothing.
-  Result<std::optional<FinishReason>> accept(int64_t token) {
-    using End = std::optional<FinishReason>;
-    const auto& eos = engine_.manifest().eos_token_ids;
-    if (!options_.ignore_eos && std::find(eos.begin(), eos.end(), token) != eos.end()) {
-      return End(FinishReason::kStop);
-    }
-    generation_.tokens.push_back(token);
-    if (options_.logprobs) {
-      QWEN_ASSIGN_OR_RETURN(const std::span<const float> logits, session_.logits());
-      generation_.logprobs.push_back(static_cast<float>(log_probability(logits, token)));
-    }
-    emit(stream_.push(token));
-    if (stream_.stopped()) {
-      return End(FinishReason::kStop);
-    }
-    const bool slot_is_full = session_.position() >= engine_.manifest().max_seq_len;
-    if (slot_is_full || static_cast<int64_t>(generation_.tokens.size()) >= options_.max_new_tokens) {
-      return End(FinishReason::kLength);
-    }
-    return cancelled() ? End(FinishReason::kCancelled) : End();
-  }
-
-  void emit(std::string_view piece) {
-    if (piece.empty() || refused_) {
-      return;
-    }
-    generation_.text += piece;
-    refused_ = on_piece_ && !on_piece_(piece);
-  }
-
-  bool cancelled() const {
-    return refused_ || (cancel_ != nullptr && cancel_->load(std::memory_order_relaxed));
-  }
-
-  Engine& engine_;
-  Session& session_;
-  const GenerateOptions& options_;
-  const PieceCallback& on_piece_;
-  const CancelFlag* cancel_;
-  TextStream stream_;
-  Generation generation_;
-  bool refused_ = false;  // the callback returned false
-  const Clock::time_point start_ = Clock::now();
-};
+  return ok_status();
+}
 
 }  // namespace
 
@@ -199,8 +80,55 @@ double log_probability(std::span<const float> logits, int64_t token) {
 Result<Generation> generate(Engine& engine, Session& session, std::span<const int64_t> prompt,
                             const GenerateOptions& options, const PieceCallback& on_piece,
                             const CancelFlag* cancel) {
+  const auto asked = Answer::Clock::now();
   QWEN_RETURN_IF_ERROR(check_prompt(prompt, engine.manifest()));
-  return Answer(engine, session, options, on_piece, cancel).run(prompt);
+  Answer answer(engine, session, options, on_piece, cancel, asked);
+  QWEN_RETURN_IF_ERROR(answer.begin(prompt));
+  while (!answer.ended()) {
+    const DecodeRow row = answer.next();
+    QWEN_ASSIGN_OR_RETURN(const int64_t token, session.decode(row.token, row.sampling, row.ahead));
+    QWEN_RETURN_IF_ERROR(answer.accept(token));
+  }
+  return answer.finish();
+}
+
+Result<std::vector<Generation>> generate_batch(Engine& engine, std::span<Session> sessions,
+                                               std::span<const GenerationRequest> requests,
+                                               const BatchPieceCallback& on_piece, const CancelFlag* cancel) {
+  const auto asked = Answer::Clock::now();
+  if (sessions.empty()) {
+    return Error{ErrorCode::kInvalidArgument, "there is no session to answer in: open at least one"};
+  }
+  for (const GenerationRequest& request : requests) {
+    QWEN_RETURN_IF_ERROR(check_prompt(request.prompt, engine.manifest()));
+  }
+  std::vector<Generation> answers(requests.size());
+  std::vector<Seat> seats(sessions.size());
+  std::vector<size_t> seated(sessions.size());  // whose answer is in the seat
+  size_t next = 0;
+  const auto leave_if_ended = [&](size_t seat) {
+    if (!seats[seat] || !seats[seat]->ended()) return;
+    answers[seated[seat]] = seats[seat]->finish();
+    seats[seat].reset();
+  };
+  const auto take = [&](size_t seat) {
+    const size_t index = seated[seat] = next++;
+    PieceCallback callback;
+    if (on_piece) callback = [&on_piece, index](std::string_view piece) { return on_piece(index, piece); };
+    seats[seat].emplace(engine, sessions[seat], requests[index].options, std::move(callback), cancel, asked);
+    return seats[seat]->begin(requests[index].prompt);
+  };
+  for (;;) {
+    for (size_t seat = 0; seat < seats.size(); ++seat) {
+      leave_if_ended(seat);
+      while (!seats[seat] && next < requests.size()) {
+        QWEN_RETURN_IF_ERROR(take(seat));
+        leave_if_ended(seat);
+      }
+    }
+    if (std::ranges::none_of(seats, [](const Seat& seat) { return seat.has_value(); })) return answers;
+    QWEN_RETURN_IF_ERROR(step(seats));
+  }
 }
 
 }  // namespace qwen

@@ -1,6 +1,7 @@
-// One answer to one prompt: prefill, decode until something ends it, text streamed as it comes.
+// Answers to prompts, one or several at a time: prefill, decode until something ends it, text streamed as it
+// comes.
 //
-// The functions keep nothing between calls. generate() has its session to itself while it runs; answers of
+// The functions keep nothing between calls. A call has its sessions to itself while it runs; answers of
 // different sessions of one engine may be generated from different threads.
 #pragma once
 
@@ -71,5 +72,23 @@ double log_probability(std::span<const float> logits, int64_t token);
 Result<Generation> generate(Engine& engine, Session& session, std::span<const int64_t> prompt,
                             const GenerateOptions& options, const PieceCallback& on_piece = {},
                             const CancelFlag* cancel = nullptr);
+
+struct GenerationRequest {
+  std::vector<int64_t> prompt;
+  GenerateOptions options;
+};
+
+// As PieceCallback, for the request of this index; returning false cancels its answer alone.
+using BatchPieceCallback = std::function<bool(size_t index, std::string_view piece)>;
+
+// Answers every request as generate() would, as many at a time as there are sessions: each decode step
+// advances all of them, together where the program does that, and a session whose answer has ended takes the
+// next request. `cancel` ends all, and those that have not begun before they do. An answer's timings are its
+// own: its first token waits for the prompts before it. Errors are those of generate(), of any request; then
+// there is no answer.
+Result<std::vector<Generation>> generate_batch(Engine& engine, std::span<Session> sessions,
+                                               std::span<const GenerationRequest> requests,
+                                               const BatchPieceCallback& on_piece = {},
+                                               const CancelFlag* cancel = nullptr);
 
 }  // namespace qwen

@@ -54,22 +54,26 @@ class HostSteps final : public Steps {
  public:
   HostSteps(Method& prefill, Method& decode) : prefill_(prefill), decode_(decode) {}
 
-  Result<int64_t> run(const Step& step) override {
-    Method& method = step.tokens.size() == 1 ? decode_ : prefill_;
-    const StepInputs inputs(step);
-    QWEN_RETURN_IF_ERROR(method.run(inputs.values()));
-    const et::EValue token = method.output(0);
-    const et::EValue logits = method.output(1);
-    logits_ = {logits.toTensor().const_data_ptr<float>(), static_cast<size_t>(logits.toTensor().numel())};
-    return token.toTensor().const_data_ptr<int64_t>()[0];
+  Result<std::vector<int64_t>> run(std::span<const Step> steps) override {
+    std::vector<int64_t> tokens;
+    for (const Step& step : steps) {
+      Method& method = step.tokens.size() == 1 ? decode_ : prefill_;
+      const StepInputs inputs(step);
+      QWEN_RETURN_IF_ERROR(method.run(inputs.values()));
+      const et::EValue token = method.output(0);
+      tokens.push_back(token.toTensor().const_data_ptr<int64_t>()[0]);
+      if (step.logits == nullptr) continue;
+      const et::EValue logits = method.output(1);
+      const float* const data = logits.toTensor().const_data_ptr<float>();
+      step.logits->assign(data, data + logits.toTensor().numel());
+    }
+    return tokens;
   }
-  std::span<const float> logits() const override { return logits_; }
   void discard(int64_t) override {}
 
  private:
   Method& prefill_;
   Method& decode_;
-  std::span<const float> logits_;
 };
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "manifest.h"
 
+#include <algorithm>
 #include <limits>
 #include <span>
 
@@ -53,6 +54,7 @@ Manifest read_manifest(const json& root) {
   read(root, "max_seq_len", manifest.max_seq_len);
   read(root, "chunk", manifest.chunk);
   read(root, "slots", manifest.slots);
+  manifest.batch = root.value("batch", manifest.batch);  // programs from before there were any have none
   read(root, "eos_token_ids", manifest.eos_token_ids);
   const json& sampling = root.at("sampling");
   read(sampling, "temperature", manifest.sampling.temperature);
@@ -78,7 +80,8 @@ bool consistent(const Manifest& manifest) {
     if (digest.sha256.size() != (digest.size + digest.block_size - 1) / digest.block_size) return false;
   }
   return manifest.vocab_size > 0 && manifest.vocab_size <= std::numeric_limits<int32_t>::max() &&
-         manifest.max_seq_len >= 1 && manifest.chunk >= 2 && manifest.slots >= 1;
+         manifest.max_seq_len >= 1 && manifest.chunk >= 2 && manifest.slots >= 1 && manifest.batch >= 1 &&
+         manifest.batch <= std::min(kMaxBatch, manifest.slots);
 }
 
 }  // namespace

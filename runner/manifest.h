@@ -20,6 +20,8 @@ inline constexpr int64_t kProgramFormatVersion = 1;
 inline constexpr const char* kManifestFile = "manifest.json";
 // How a cuda program's int4 weights lie in memory (kernels/cuda/types.h), and its version.
 inline constexpr const char* kInt4Layout = "tiles-16x64-1";
+// The most rows that kernels take in a decode step.
+inline constexpr int64_t kMaxBatch = 8;
 
 struct FileDigest {
   uint64_t size = 0;
@@ -39,6 +41,7 @@ struct Manifest {
   int64_t max_seq_len = 0;             // positions a slot holds
   int64_t chunk = 0;                   // most tokens a prefill call takes
   int64_t slots = 0;                   // S
+  int64_t batch = 1;                   // most slots that a decode step advances together
   std::vector<int64_t> eos_token_ids;  // any of them ends an answer
   SamplingOptions sampling;            // the checkpoint's generation defaults
   nlohmann::json chat;                 // see chat.h

@@ -112,6 +112,7 @@ struct Program::Impl {
   std::optional<et::Program> program;
   std::unique_ptr<Method> prefill;
   std::unique_ptr<Method> decode;
+  std::unique_ptr<Method> decode_batch;  // null where no step has more than one row
   std::unique_ptr<Steps> steps;
   double weights_ms = 0;
   std::vector<std::string> warnings;
@@ -158,22 +159,29 @@ Status Program::Impl::parse() {
 Status Program::Impl::load_methods() {
   QWEN_ASSIGN_OR_RETURN(prefill, Method::load(*program, "prefill", &*weights, &context));
   QWEN_ASSIGN_OR_RETURN(decode, Method::load(*program, "decode", &*weights, &context));
-  if (prefill->output_count() != 2 || decode->output_count() != 2) {
-    return Error{ErrorCode::kCorrupt,
-                 folder +
-                     " has methods with other outputs than this runner reads; export the "
-                     "checkpoint again with this version"};
+  if (manifest.batch > 1) {
+    QWEN_ASSIGN_OR_RETURN(decode_batch, Method::load(*program, "decode_batch", &*weights, &context));
+  }
+  for (const auto* method : {&prefill, &decode, &decode_batch}) {
+    if (*method != nullptr && (*method)->output_count() != 2) {
+      return Error{ErrorCode::kCorrupt,
+                   folder +
+                       " has methods with other outputs than this runner reads; export the "
+                       "checkpoint again with this version"};
+    }
   }
   return ok_status();
 }
 
 // The manifest vouches for the files; the model's own constants vouch that the manifest describes this model.
 Status Program::Impl::check_metadata() {
-  const std::pair<const char*, int64_t> expected[] = {{"get_format_version", kProgramFormatVersion},
-                                                      {"get_vocab_size", manifest.vocab_size},
-                                                      {"get_max_seq_len", manifest.max_seq_len},
-                                                      {"get_chunk", manifest.chunk},
-                                                      {"get_slots", manifest.slots}};
+  std::vector<std::pair<const char*, int64_t>> expected = {{"get_format_version", kProgramFormatVersion},
+                                                           {"get_vocab_size", manifest.vocab_size},
+                                                           {"get_max_seq_len", manifest.max_seq_len},
+                                                           {"get_chunk", manifest.chunk},
+                                                           {"get_slots", manifest.slots}};
+  // Programs from before there were batches do not say that they have none.
+  if (manifest.batch > 1) expected.emplace_back("get_batch", manifest.batch);
   for (const auto& [name, value] : expected) {
     QWEN_ASSIGN_OR_RETURN(const auto method, Method::load(*program, name, nullptr, &context));
     QWEN_RETURN_IF_ERROR(method->run({}));
@@ -216,8 +224,13 @@ Status Program::Impl::make_steps(bool cuda_graph) {
                      " of weights and " + readable_bytes(context.constants.state_bytes()) + " of state"));
     std::string untuned = cuda::untuned_warning(cuda::gpu_architecture());
     if (!untuned.empty()) warnings.push_back(std::move(untuned));
-    QWEN_ASSIGN_OR_RETURN(steps, CudaSteps::make(gpu, manifest, *context.methods.at("prefill"),
-                                                 *context.methods.at("decode"), cuda_graph));
+    auto& methods = context.methods;
+    QWEN_ASSIGN_OR_RETURN(
+        steps, CudaSteps::make(gpu, manifest,
+                               {.prefill = *methods.at("prefill"),
+                                .decode = *methods.at("decode"),
+                                .decode_batch = manifest.batch > 1 ? methods.at("decode_batch") : nullptr},
+                               cuda_graph));
     // The methods are bound to where the weights will be: all that can be refused without reading them has
     // been.
     QWEN_ASSIGN_OR_RETURN(const FileDigest* digest, find_digest(folder, kWeightsFile, manifest));
@@ -275,8 +288,7 @@ ConstantStore& Program::constants() { return impl_->context.constants; }
 const std::vector<BoundConstant>& Program::bound_constants() const { return impl_->context.bound; }
 const Device& Program::device() const { return *impl_->device; }
 
-Result<int64_t> Program::run(const Step& step) { return impl_->steps->run(step); }
-std::span<const float> Program::logits() const { return impl_->steps->logits(); }
+Result<std::vector<int64_t>> Program::run(std::span<const Step> steps) { return impl_->steps->run(steps); }
 int64_t Program::graph_nodes() const { return impl_->steps->graph_nodes(); }
 
 std::vector<std::string> Program::take_warnings() {

@@ -1,6 +1,6 @@
 // Program: an exported program's folder, checked, loaded and ready to step.
 //
-// It owns the mapped files, ExecuTorch's view of them, both compiled methods and (through the delegate) the
+// It owns the mapped files, ExecuTorch's view of them, the compiled methods and (through the delegate) the
 // one copy of weights and state. Not thread-safe: one step at a time; the engine sees to that.
 #pragma once
 
@@ -35,17 +35,14 @@ class Program {
 
   const Device& device() const;
 
-  // Runs a step and returns the next token. REQUIRES: ids inside the vocabulary, slot inside the slots,
-  // position + T <= max_seq_len.
-  Result<int64_t> run(const Step& step);
-  // Logits [V] float32 of the last step, if it kept them; valid until the next.
-  std::span<const float> logits() const;
+  // Steps::run(). REQUIRES: ids inside the vocabulary, slots inside the slots, position + T <= max_seq_len.
+  Result<std::vector<int64_t>> run(std::span<const Step> steps);
   // Zero-fills a slot's state; a step of it that ran ahead is forgotten.
   Status clear_slot(int64_t slot);
   // Makes slot `to` a copy of slot `from`; a step of `to` that ran ahead is forgotten.
   Status copy_slot(int64_t from, int64_t to);
   double weights_ms() const;  // how long the weights took to be read and checked, and to reach a GPU
-  // Of a decode step's CUDA graph; 0 without one, as before the first few decode steps.
+  // Of the last decode step's CUDA graph; 0 without one, as before the first few decode steps.
   int64_t graph_nodes() const;
   // What is slower than it could be, a line each for a person, since the last call.
   std::vector<std::string> take_warnings();

@@ -72,38 +72,27 @@ Status Session::check(std::span<const int64_t> tokens, const SamplingOptions& sa
   return ok_status();
 }
 
-Result<int64_t> Session::step(std::span<const int64_t> tokens, const SamplingOptions& sampling, bool ahead) {
-  const auto count = static_cast<int64_t>(tokens.size());
-  const bool can_run_ahead = !engine_->impl_->program->device().is_host() && !keep_logits_ && count == 1 &&
-                             position_ + 1 < engine_->manifest().max_seq_len;
-  const Step step = {.tokens = tokens,
-                     .position = position_,
-                     .slot = slot_,
-                     .sampling = sampling,
-                     .generated_from = generated_from_,
-                     .ahead = ahead && can_run_ahead,
-                     .logits = keep_logits_};
+bool Session::can_run_ahead() const {
+  return !engine_->impl_->program->device().is_host() && !keep_logits_ &&
+         position_ + 1 < engine_->manifest().max_seq_len;
+}
+
+Step Session::begin(std::span<const int64_t> tokens, const SamplingOptions& sampling, bool ahead) {
   ahead_.reset();
   poisoned_ = true;
-  std::vector<std::string> warnings;
-  auto sampled = [&] {
-    const std::lock_guard lock(engine_->impl_->mutex);
-    Program& program = *engine_->impl_->program;
-    auto token = program.run(step);
-    if (token.ok() && keep_logits_) {
-      const auto logits = program.logits();
-      logits_.assign(logits.begin(), logits.end());
-    }
-    warnings = program.take_warnings();
-    return token;
-  }();
-  if (sampled.ok()) {
-    poisoned_ = false;
-    position_ += count;
-    if (step.ahead) ahead_ = {*sampled, sampling, generated_from_};
-  }
-  engine_->impl_->warn(warnings);
-  return sampled;
+  return {.tokens = tokens,
+          .position = position_,
+          .slot = slot_,
+          .sampling = sampling,
+          .generated_from = generated_from_,
+          .ahead = ahead && can_run_ahead(),
+          .logits = keep_logits_ ? &logits_ : nullptr};
+}
+
+void Session::finish(const Step& step, int64_t sampled) {
+  poisoned_ = false;
+  position_ += static_cast<int64_t>(step.tokens.size());
+  if (step.ahead) ahead_ = {sampled, step.sampling, step.generated_from};
 }
 
 Result<int64_t> Session::run(std::span<const int64_t> tokens, const SamplingOptions& sampling,
@@ -114,15 +103,50 @@ Result<int64_t> Session::run(std::span<const int64_t> tokens, const SamplingOpti
   int64_t next = -1;
   while (!tokens.empty()) {
     const auto piece = tokens.first(std::min(tokens.size(), most));
-    QWEN_ASSIGN_OR_RETURN(next, step(piece, sampling, /*ahead=*/false));
+    const Step step = begin(piece, sampling, /*ahead=*/false);
+    QWEN_ASSIGN_OR_RETURN(const std::vector<int64_t> sampled, engine_->impl_->run({&step, 1}));
+    next = sampled[0];
+    finish(step, next);
     tokens = tokens.subspan(piece.size());
   }
   return next;
 }
 
 Result<int64_t> Session::decode(int64_t token, const SamplingOptions& sampling, bool ahead) {
-  QWEN_RETURN_IF_ERROR(check({&token, 1}, sampling));
-  return step({&token, 1}, sampling, ahead);
+  const DecodeRow row = {this, token, sampling, ahead};
+  QWEN_ASSIGN_OR_RETURN(const std::vector<int64_t> sampled, decode_together({&row, 1}));
+  return sampled[0];
+}
+
+Result<std::vector<int64_t>> Session::decode_together(std::span<const DecodeRow> rows) {
+  for (const DecodeRow& row : rows) {
+    QWEN_RETURN_IF_ERROR(row.session->check({&row.token, 1}, row.sampling));
+    const auto same = [&](const DecodeRow& other) { return other.session == row.session; };
+    if (std::ranges::count_if(rows, same) != 1) {
+      return Error{ErrorCode::kInvalidArgument,
+                   "a session is named twice in one step; it can run one token at a time"};
+    }
+    if (row.session->engine_ != rows[0].session->engine_) {
+      return Error{ErrorCode::kInvalidArgument, "sessions of two engines cannot be stepped together"};
+    }
+  }
+  Engine::Impl& engine = *rows[0].session->engine_->impl_;
+  const bool ahead =
+      std::ranges::none_of(rows, [](const DecodeRow& row) { return row.session->keep_logits_; });
+  std::vector<Step> steps;
+  for (const DecodeRow& row : rows) {
+    steps.push_back(row.session->begin({&row.token, 1}, row.sampling, row.ahead && ahead));
+  }
+  const auto batch = static_cast<size_t>(engine.program->manifest().batch);
+  std::vector<int64_t> sampled;
+  while (sampled.size() < steps.size()) {
+    const auto rest = std::span<const Step>(steps).subspan(sampled.size());
+    QWEN_ASSIGN_OR_RETURN(const std::vector<int64_t> part,
+                          engine.run(rest.first(std::min(rest.size(), batch))));
+    sampled.insert(sampled.end(), part.begin(), part.end());
+  }
+  for (size_t i = 0; i < rows.size(); ++i) rows[i].session->finish(steps[i], sampled[i]);
+  return sampled;
 }
 
 void Session::keep_logits(bool keep) {

@@ -17,6 +17,16 @@
 namespace qwen {
 
 class Engine;
+class Session;
+struct Step;
+
+// One session's part of Session::decode_together().
+struct DecodeRow {
+  Session* session;
+  int64_t token;
+  SamplingOptions sampling;
+  bool ahead = false;
+};
 
 class Session {
  public:
@@ -38,6 +48,15 @@ class Session {
   // very token with the same sampling, or by reset(). Without effect where the slot would be full, and while
   // logits are kept. Error, beside those of run(): kInvalidArgument for another token than the one run ahead.
   Result<int64_t> decode(int64_t token, const SamplingOptions& sampling, bool ahead);
+
+  // Runs one token of each session (at least one, all of one engine) as its decode() would, and returns the
+  // tokens sampled: on a GPU together, as many a step as the program's batch, else one after the other. Who
+  // steps the sessions again does best to name them in the same order. Where one keeps logits none runs
+  // ahead. A session's tokens depend on the others by rounding alone: a step of one row may sum in another
+  // order than a step of several, whose number makes no difference. Errors: kInvalidArgument, those of
+  // decode() and for a session named twice, where nothing was run; kInternal and kOutOfMemory, after which
+  // all have failed.
+  static Result<std::vector<int64_t>> decode_together(std::span<const DecodeRow> rows);
 
   // Whether run() copies the logits out for logits(); off at first, since a copy of [vocab_size] a step is
   // not free. What ran ahead before has none: the session then goes on by reset() alone, or without them.
@@ -74,8 +93,10 @@ class Session {
   };
 
   Session(Engine* engine, int64_t slot);
-  // Runs tokens that were checked, at most a chunk of them.
-  Result<int64_t> step(std::span<const int64_t> tokens, const SamplingOptions& sampling, bool ahead);
+  // A step of tokens that were checked, at most a chunk of them. Until finish() the session has failed.
+  Step begin(std::span<const int64_t> tokens, const SamplingOptions& sampling, bool ahead);
+  void finish(const Step& step, int64_t sampled);
+  bool can_run_ahead() const;
   Status check(std::span<const int64_t> tokens, const SamplingOptions& sampling) const;
   Engine* engine_ = nullptr;
   int64_t slot_ = -1;

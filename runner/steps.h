@@ -1,4 +1,4 @@
-// Steps: how the two methods of a loaded program are run on its device, one call at a time. Not thread-safe.
+// Steps: how the methods of a loaded program are run on its device, one call at a time. Not thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -24,20 +24,19 @@ struct Step {
   // that the GPU does not wait for the caller. The slot's state is then a token further than this step says.
   // The next step of the slot must be that one, or discard() must come before it.
   bool ahead = false;
-  bool logits = false;  // keep them for logits(); not together with `ahead`
+  std::vector<float>* logits = nullptr;  // where to keep them, [V], if at all; not together with `ahead`
 };
 
 class Steps {
  public:
   virtual ~Steps() = default;
 
-  // Runs the step and returns the token it samples.
-  virtual Result<int64_t> run(const Step& step) = 0;
-  // Logits [V] float32 of the last step, if it kept them; valid until the next.
-  virtual std::span<const float> logits() const = 0;
+  // Runs a step, or decode steps of different slots together: at least one, and at most the program's batch.
+  // Returns the token that each samples. Steps that keep logits and steps that run ahead do not go together.
+  virtual Result<std::vector<int64_t>> run(std::span<const Step> steps) = 0;
   // Forgets a step of `slot` that ran ahead.
   virtual void discard(int64_t slot) = 0;
-  // Kernels and copies of a decode step, where it is replayed from a CUDA graph; else 0.
+  // Kernels and copies of the last decode step, where it is replayed from a CUDA graph; else 0.
   virtual int64_t graph_nodes() const { return 0; }
   // What is slower than it could be, a line each for a person, since the last call.
   virtual std::vector<std::string> take_warnings() { return {}; }

@@ -8,6 +8,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <span>
@@ -98,6 +99,41 @@ py::dict generate_answer(Engine& engine, const std::vector<int64_t>& prompt, con
   return to_dict(unwrap(std::move(generation)));
 }
 
+// The same for several prompts, each with its own options. Opens a session for as many as a decode step
+// advances together. `on_piece` is called with the prompt's index before the piece.
+py::list generate_answers(Engine& engine, std::vector<std::vector<int64_t>> prompts,
+                          const std::vector<py::dict>& values, const py::object& on_piece, Cancel& cancel) {
+  if (prompts.size() != values.size()) throw py::value_error("there must be options for every prompt");
+  std::vector<GenerationRequest> requests;
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    requests.push_back({std::move(prompts[i]), to_options(engine, values[i])});
+  }
+  std::exception_ptr raised;
+  const BatchPieceCallback callback = [&](size_t index, std::string_view piece) {
+    const py::gil_scoped_acquire gil;
+    if (raised) return false;
+    try {
+      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+      if (!on_piece.is_none()) on_piece(index, py::str(piece.data(), piece.size()));
+      return true;
+    } catch (...) {
+      raised = std::current_exception();
+      cancel.flag = true;
+      return false;
+    }
+  };
+  auto answers = without_gil([&]() -> Result<std::vector<Generation>> {
+    if (requests.empty()) return std::vector<Generation>();
+    const auto most = std::min(static_cast<int64_t>(requests.size()), engine.manifest().batch);
+    QWEN_ASSIGN_OR_RETURN(std::vector<Session> sessions, engine.open_sessions(most));
+    return generate_batch(engine, sessions, requests, callback, &cancel.flag);
+  });
+  if (raised) std::rethrow_exception(raised);
+  py::list list;
+  for (const Generation& answer : unwrap(std::move(answers))) list.append(to_dict(answer));
+  return list;
+}
+
 py::list option_list() {
   py::list list;
   for (const OptionSpec& option : generation_options()) {
@@ -136,6 +172,22 @@ void bind_engine(py::module_& module) {
            py::arg("path"), py::arg("cuda_graph") = py::none())
       .def("generate", &generate_answer, py::arg("prompt"), py::arg("options"), py::arg("on_piece"),
            py::arg("cancel"))
+      .def("generate_batch", &generate_answers, py::arg("prompts"), py::arg("options"), py::arg("on_piece"),
+           py::arg("cancel"))
+      .def(
+          "decode_together",
+          [](const Engine& engine, const std::vector<Session*>& sessions, const std::vector<int64_t>& tokens,
+             const std::vector<py::dict>& options, bool ahead) {
+            if (sessions.empty() || tokens.size() != sessions.size() || options.size() != sessions.size()) {
+              throw py::value_error("there must be a session, and a token and options for every session");
+            }
+            std::vector<DecodeRow> rows;
+            for (size_t i = 0; i < sessions.size(); ++i) {
+              rows.push_back({sessions[i], tokens[i], to_options(engine, options[i]).sampling, ahead});
+            }
+            return unwrap(without_gil([&] { return Session::decode_together(rows); }));
+          },
+          py::arg("sessions"), py::arg("tokens"), py::arg("options"), py::arg("ahead"))
       .def(
           "open_session",
           [](Engine& engine) { return unwrap(without_gil([&] { return engine.open_session(); })); },
@@ -173,6 +225,7 @@ void bind_engine(py::module_& module) {
       .def_property_readonly("vocab_size", [](const Engine& engine) { return engine.manifest().vocab_size; })
       .def_property_readonly("chunk", [](const Engine& engine) { return engine.manifest().chunk; })
       .def_property_readonly("slots", [](const Engine& engine) { return engine.manifest().slots; })
+      .def_property_readonly("batch", [](const Engine& engine) { return engine.manifest().batch; })
       .def_property_readonly("device", [](const Engine& engine) { return engine.manifest().device; })
       .def_property_readonly("gpu",
                              [](const Engine& engine) -> py::object {

@@ -19,14 +19,18 @@ def test_the_runner_states_the_same() -> None:
     assert manifest["kProgramFormatVersion"] == str(contract.FORMAT_VERSION)
     assert manifest["kManifestFile"] == contract.MANIFEST_FILE
     assert manifest["kInt4Layout"] == contract.INT4_TILES
+    assert manifest["kMaxBatch"] == str(contract.MAX_BATCH)
     assert constants("delegate.h")["kDelegateName"] == contract.BACKEND_ID
     files = re.findall(r'constexpr const char\* k\w+File = "(.*)";', (RUNNER / "program.cpp").read_text())
     assert files == [contract.PROGRAM_FILE, contract.WEIGHTS_FILE, contract.TOKENIZER_FILE]
+    methods = re.findall(r'Method::load\(\*program, "(\w+)"', (RUNNER / "program.cpp").read_text())
+    assert tuple(methods) == contract.methods(contract.MAX_BATCH)
 
 
 def test_the_runner_gives_inputs_in_the_same_order() -> None:
-    for source in ("host_steps.cpp", "cuda_steps.cpp"):
+    for source in ("host_steps.cpp", "cuda_lane.cpp"):
         text = (RUNNER / source).read_text()
-        # The cells of a GPU's step name what they hold; a host's step says it beside each.
-        names = re.findall(r"cells\[\d\]\.\w+ = .*?(\w+)\)?;", text) or re.findall(r"\);\s+// (\w+)", text)
+        # The columns of a GPU's step name what they hold; a host's step says it beside each.
+        columns = r"(?:integer|number)\(\d\) = .*?(\w+)\)?;"
+        names = re.findall(columns, text) or re.findall(r"\);\s+// (\w+)", text)
         assert names == list(contract.ROW_INPUTS), source

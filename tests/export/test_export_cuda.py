@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -100,6 +101,42 @@ def test_a_program_calls_blocks_alone(program: Path, tmp_path: Path) -> None:
         assert {symbol for symbol in symbols if re.match("qwen_aoti_torch_(cpu|cuda)_", symbol)} == own
 
 
+def test_a_batch_takes_any_number_of_rows(program: Path) -> None:
+    lowered = read(program)
+    assert lowered.payloads.keys() == set(contract.methods(batch=3))
+    plan = lowered.plans[contract.DECODE_BATCH]
+    inputs, outputs = ([plan.values[i].val for i in ids] for ids in (plan.inputs, plan.outputs))
+    assert [list(tensor.sizes) for tensor in inputs] == [[3, 1], *[[3]] * len(contract.ROW_INPUTS)]
+    assert [list(tensor.sizes) for tensor in outputs] == [[3], [3, 320]]
+    assert {tensor.shape_dynamism.name for tensor in inputs} == {"DYNAMIC_BOUND"}
+    assert lowered.payloads["decode_batch"]["state"] == lowered.payloads["decode"]["state"]
+    assert json.loads((program / "manifest.json").read_text())["batch"] == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"target": "cuda"}, 4),
+        ({"target": "cuda", "slots": 20}, 8),
+        ({"target": "cuda", "slots": 1}, 1),
+        ({"target": "cuda", "batch": 2}, 2),
+        ({"target": "cpu", "slots": 20}, 1),
+        ({"target": "cuda", "batch": 5}, "--batch 5: --slots allows at most 4"),
+        ({"target": "cpu", "batch": 2}, "--batch 2: --target cpu allows at most 1"),
+        ({"target": "cuda", "slots": 20, "batch": 9}, "--batch 9: supported: 1, 2, .*8"),
+    ],
+)
+def test_a_batch_fits_slots_and_target(
+    options: dict[str, Any], expected: int | str, random_checkpoint: Checkpoints
+) -> None:
+    config = load_config(random_checkpoint("interval"))
+    if isinstance(expected, int):
+        assert ExportOptions(**options).resolved(config).batch == expected
+    else:
+        with pytest.raises(ExportError, match=expected):
+            ExportOptions(**options).resolved(config)
+
+
 def test_a_program_says_that_it_is_for_cuda(program: Path) -> None:
     manifest = json.loads((program / "manifest.json").read_text())
     assert manifest["target"] == {"device": "cuda", "isa": "default"}
@@ -178,4 +215,4 @@ def test_cuda_takes_int4_and_bfloat16_alone(options: dict[str, str], named: str)
 def test_cudas_defaults(random_checkpoint: Checkpoints) -> None:
     config = load_config(random_checkpoint("interval"))
     resolved = ExportOptions(target="cuda").resolved(config)
-    assert (resolved.dtype, resolved.chunk) == ("bfloat16", 512)
+    assert (resolved.dtype, resolved.chunk, resolved.batch) == ("bfloat16", 512, 4)

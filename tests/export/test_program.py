@@ -78,6 +78,7 @@ def test_the_manifest_says_what_the_program_is(
     }
     assert described["target"]["isa"] in ("avx512", "avx2", "default")
     assert (described["max_seq_len"], described["chunk"], described["slots"]) == (200, 200, 2)
+    assert described["batch"] == 1
     assert (described["name"], described["dtype"]) == ("tied", "float32")
     assert described["eos_token_ids"] == [299, 297]
     assert described["sampling"]["temperature"] == 0.7

@@ -148,10 +148,29 @@ def test_a_program_is_a_source_of_packed_weights(
     before, after = (json.loads((path / "manifest.json").read_text()) for path in (first, second))
     assert (first / "model.ptd").read_bytes() == (second / "model.ptd").read_bytes()
     assert (after["max_seq_len"], after["chunk"], after["slots"]) == (40, 40, 7)
-    same = before.keys() - {"max_seq_len", "chunk", "slots", "manifest_sha256"}
+    assert (before["batch"], after["batch"]) == ((2, 7) if options["target"] == "cuda" else (1, 1))
+    same = before.keys() - {"max_seq_len", "chunk", "slots", "batch", "manifest_sha256"}
     assert {key: before[key] for key in same} == {key: after[key] for key in same}
     assert export_program(second, second, max_seq_len=64).is_dir()  # in its own place
-    assert json.loads((second / "manifest.json").read_text())["max_seq_len"] == 64
+    manifest = json.loads((second / "manifest.json").read_text())
+    assert (manifest["max_seq_len"], manifest["batch"]) == (64, after["batch"])
+
+
+@pytest.mark.usefixtures("without_lowering")
+def test_a_batch_stays_unless_slots_change(tmp_path: Path, random_checkpoint: Checkpoints) -> None:
+    def exported(source: Path, **options: int | str) -> int:
+        output = export_program(source, tmp_path / "a", **options)
+        batch: int = json.loads((output / "manifest.json").read_text())["batch"]
+        return batch
+
+    assert exported(random_checkpoint("smallest"), target="cuda", slots=16) == 8
+    assert exported(tmp_path / "a", batch=3) == 3
+    assert exported(tmp_path / "a", chunk=32) == 3
+    assert exported(tmp_path / "a", slots=2) == 2
+    manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    del manifest["batch"], manifest["manifest_sha256"]  # as before there were batches
+    write_manifest(tmp_path / "a" / "manifest.json", manifest)
+    assert exported(tmp_path / "a") == 2
 
 
 @pytest.mark.usefixtures("without_lowering")

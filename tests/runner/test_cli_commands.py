@@ -26,6 +26,7 @@ def test_inspect_describes_the_program(demo_program: Path) -> None:
     described = json.loads(result.stdout)
     for key in ("name", "format_version", "dtype", "quantization", "max_seq_len", "chunk", "slots", "model"):
         assert described[key] == values[key]
+    assert described["batch"] == values.get("batch", 1)
     assert described["files"] == {name: entry["size"] for name, entry in values["files"].items()}
     assert described["total_bytes"] == sum(entry["size"] for entry in values["files"].values())
     assert described["defaults"]["temperature"] == values["sampling"]["temperature"]
@@ -54,6 +55,15 @@ def test_bench_measures(demo_program: Path) -> None:
     table = run("bench", demo_program, *flags).stdout.decode()
     for text in ("mean", "deviation", "prefill", "decode", "first token", "tok/s", "peak memory", "MiB"):
         assert text in table
+
+
+def test_bench_s_batch_must_fit(demo_program: Path) -> None:
+    assert "--batch 2 is more than the 1" in refused("bench", demo_program, "--batch", "2")
+    assert '--batch is "0"' in refused("bench", demo_program, "--batch", "0")
+    flags = ("--prompt_tokens", "12", "--new-tokens", "4", "--repetitions", "1", "--batch", "1")
+    report = json.loads(run("bench", demo_program, *flags, "--json").stdout)
+    assert report["batch"] == 1
+    assert "decode_tokens_per_second_in_sum" not in report
 
 
 def test_bench_lengths_must_fit(demo_program: Path) -> None:

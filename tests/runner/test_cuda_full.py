@@ -197,11 +197,43 @@ def test_a_real_text_is_read_and_continued(text_run: dict[str, Any]) -> None:
     assert last["load_ms"] <= LOAD_LIMIT_MS
 
 
-def test_both_methods_read_one_copy_of_the_weights(text_run: dict[str, Any]) -> None:
-    places: dict[str, dict[str, tuple[int, int]]] = {"prefill": {}, "decode": {}}
+BATCH = """
+new, *prompts = arguments
+engine = core.Engine(program)
+prompts = [engine.tokenize(prompt, False) for prompt in prompts[: engine.batch // 2 * 2]]
+def run(width):
+    outputs = []
+    for begin in range(0, len(prompts), width):
+        sessions = [engine.open_session() for _ in prompts[begin : begin + width]]
+        rows = [[s.run(engine, p, GREEDY)] for s, p in zip(sessions, prompts[begin : begin + width])]
+        options = [GREEDY] * len(rows)
+        while len(rows[0]) < new:
+            last = len(rows[0]) + 1 == new
+            sampled = engine.decode_together(sessions, [row[-1] for row in rows], options, not last)
+            for row, token in zip(rows, sampled):
+                row.append(token)
+        outputs += rows
+    return outputs
+show([run(width) for width in (1, 2, len(prompts))])
+"""
+
+
+def test_rows_of_a_step_are_the_same_in_pairs_and_all_together(program: Path) -> None:
+    starts = ("It is a truth", "She was", "In the beginning", "The whale", "One day", "No", "At sea,", "Dear")
+    alone, pairs, everyone = GPU.run(program, BATCH, 128, *starts)
+    assert pairs == everyone
+    parted = [
+        next((i for i, (a, b) in enumerate(zip(*two, strict=True)) if a != b), 128)
+        for two in zip(alone, pairs, strict=True)
+    ]
+    print(f"{len(everyone)} rows; tokens until they part from those of steps of one row: {parted}")
+
+
+def test_all_methods_read_one_copy_of_the_weights(text_run: dict[str, Any]) -> None:
+    places: dict[str, dict[str, tuple[int, int]]] = {"prefill": {}, "decode": {}, "decode_batch": {}}
     for method, name, address, size, _ in text_run["constants"]:
         places[method][name] = address, size
-    assert places["prefill"] == places["decode"]
+    assert places["prefill"] == places["decode"] == places["decode_batch"]
     weights, states = text_run["memory"]["weight_bytes"], text_run["memory"]["state_bytes"]
     beside = text_run["gpu"]["allocated_bytes"] - weights - states
     print(f"{len(places['decode'])} constants; {beside / (1 << 20):.0f} MiB beside weights and state")

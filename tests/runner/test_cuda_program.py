@@ -125,17 +125,17 @@ show([clean, run()])
     assert again == clean
 
 
-def test_both_methods_read_every_constant_at_the_same_address(gpu: Gpu, program: Path) -> None:
+def test_all_methods_read_every_constant_at_the_same_address(gpu: Gpu, program: Path) -> None:
     script = """
 engine = core.Engine(program)
 show([engine.bound_constants(), engine.gpu["allocated_bytes"], engine.memory["weight_bytes"]])
 """
     constants, allocated, weights = gpu.run(program, script)
-    places: dict[str, dict[str, tuple[int, int]]] = {"prefill": {}, "decode": {}}
+    places: dict[str, dict[str, tuple[int, int]]] = {"prefill": {}, "decode": {}, "decode_batch": {}}
     for method, name, address, size, _ in constants:
         places[method][name] = address, size
-    assert places["prefill"] == places["decode"]
-    assert weights == sum(size for _, name, _, size, state in constants if not state) // 2
+    assert places["prefill"] == places["decode"] == places["decode_batch"]
+    assert weights == sum(size for _, name, _, size, state in constants if not state) // 3
     assert weights < allocated
 
 

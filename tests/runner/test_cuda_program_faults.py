@@ -37,8 +37,8 @@ def test_out_of_memory_is_one_line_and_the_next_request_works(program: Path, gpu
         "show(len({n for _, n, _, _, s in core.Engine(program).bound_constants() if s}))",
     )
     assert calls > states > 0
-    # Counters, weights, states, two inputs and the count of steps; then temporaries.
-    call = 3 if kind == "load" else 2 + states + 3 + 1
+    # Counters, weights, states, inputs of a prefill and of a decode step; then temporaries.
+    call = 3 if kind == "load" else 2 + states + 2 + 1
     answer, failure, again = gpu.run(
         program, FAULTS, prompt(6), options, QWEN_EMULATED_FAIL=f"cudaMalloc:{call}"
     )
@@ -73,7 +73,7 @@ session.reset()
 show([failure, poisoned, continued(engine, session, session.run(engine, arguments[0], GREEDY), 6)])
 """
     failure, poisoned, tokens = gpu.run(
-        program, script, prompt(6), QWEN_EMULATED_FAIL=f"cudaMalloc:{2 + states + 3 + 1}"
+        program, script, prompt(6), QWEN_EMULATED_FAIL=f"cudaMalloc:{2 + states + 2 + 1}"
     )
     assert "temporaries" in failure
     assert "reset" in poisoned
@@ -150,7 +150,7 @@ show([failure, tokens, nodes])
         program,
         "show(len({n for _, n, _, _, s in core.Engine(program).bound_constants() if s}))",
     )
-    for call in range(2 + states + 3 + 2, 2 + states + 3 + 8):  # behind decode's temporaries
+    for call in range(2 + states + 2 + 2, 2 + states + 2 + 8):  # behind decode's temporaries
         failure, tokens, nodes = gpu.run(program, script, prompt(6), QWEN_EMULATED_FAIL=f"cudaMalloc:{call}")
         if failure:
             break

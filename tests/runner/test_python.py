@@ -207,6 +207,57 @@ def test_the_answer_ends_at_the_end_of_the_slot(runner: Runner) -> None:
     assert (len(answer.tokens), answer.finish_reason) == (4, "length")
 
 
+def test_a_batch_gives_each_prompt_its_own_answer(runner: Runner) -> None:
+    prompts = [PROMPT, b"She was", runner.tokenize("It is a truth")]
+    each: list[GenerateOptions] = [
+        {"temperature": 0.0},
+        {"seed": 5, "max_new_tokens": 3, "logprobs": True},
+        {"stop": " "},
+    ]
+    pieces = ["", "", ""]
+
+    def on_piece(index: int, piece: str) -> None:
+        pieces[index] += piece
+
+    answers = runner.generate_batch(prompts, each=each, on_piece=on_piece, seed=9, max_new_tokens=12)
+    for prompt, own, answer, text in zip(prompts, each, answers, pieces, strict=True):
+        alone = runner.generate(prompt, **{"seed": 9, "max_new_tokens": 12, **own})
+        assert (answer.text, answer.tokens, answer.finish_reason) == (text, alone.tokens, alone.finish_reason)
+        assert answer.text == alone.text
+        assert (answer.seed, answer.logprobs) == (alone.seed, alone.logprobs)
+    assert runner.generate_batch([]) == []
+    seeds = {answer.seed for answer in runner.generate_batch([PROMPT] * 3, temperature=1.0, max_new_tokens=1)}
+    assert len(seeds) == 3
+
+
+def test_what_is_wrong_with_a_batch_is_named(runner: Runner) -> None:
+    with pytest.raises(ValueError, match="each has options for 1 prompts, there are 2"):
+        runner.generate_batch([PROMPT, PROMPT], each=[{}])
+    with pytest.raises(ValueError, match="prompt is empty"):
+        runner.generate_batch([PROMPT, ""])
+    with pytest.raises(ValueError, match="top_k is -1"):
+        runner.generate_batch([PROMPT, PROMPT], each=[{}, {"top_k": -1}])
+    with pytest.raises(TypeError, match=r"token ids, not 1\.5"):
+        runner.generate_batch([PROMPT, [1.5]])  # type: ignore[list-item]
+    with pytest.raises(ZeroDivisionError):
+        runner.generate_batch([PROMPT, PROMPT], on_piece=lambda index, piece: print(1 / 0))
+    assert not runner._running
+
+
+def test_a_batch_is_cancelled_whole(runner: Runner) -> None:
+    def on_piece(index: int, piece: str) -> None:
+        if index == 1:
+            runner.cancel()
+
+    reasons = [
+        answer.finish_reason
+        for answer in runner.generate_batch(
+            [PROMPT] * 3, temperature=0.0, ignore_eos=True, max_new_tokens=9, on_piece=on_piece
+        )
+    ]
+    assert reasons == ["length", "cancelled", "cancelled"]
+
+
 def test_public_names_have_docstrings() -> None:
     for name in ("Runner", "Stream", "generate"):
         assert inspect.getdoc(getattr(runner_module, name))

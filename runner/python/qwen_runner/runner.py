@@ -44,7 +44,7 @@ class Runner:
     """A loaded program. Use it as a context manager, or `close()` it.
 
     Thread-safe: answers asked for at the same time each take a state slot of the program and are computed in
-    turns, a token at a time.
+    turns, a token at a time; `generate_batch` computes several in one step.
 
     On a GPU, decoding is replayed from a CUDA graph unless `cuda_graph` is False, which is slower and gives
     the same tokens. `cuda_graph=True` warns where there is none: on a cpu program.
@@ -90,6 +90,39 @@ class Runner:
         type of the prompt or of an option.
         """
         return self._generate(self._encode(prompt), on_piece, options)
+
+    def generate_batch(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        each: Sequence[GenerateOptions] | None = None,
+        on_piece: Callable[[int, str], None] | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> list[Generation]:
+        """Answers several prompts: the answers in their order.
+
+        On a GPU a decode step advances as many answers together as the program was exported for (--batch),
+        which costs little more than one; when an answer ends, the next prompt takes its place. On a cpu
+        program they are answered one after the other.
+
+        `options` hold for all prompts, and those of `each` (as many as prompts) for one before them. Without
+        a seed each answer draws its own. `on_piece` is called with a prompt's index and a piece of its
+        answer. Errors are those of `generate`: one prompt that will not do, and nothing is answered.
+        """
+        tokens = [self._encode(prompt) for prompt in prompts]
+        every: list[GenerateOptions] = [
+            cast(GenerateOptions, {**options, **one})
+            for one in (each if each is not None else [{}] * len(tokens))
+        ]
+        if len(every) != len(tokens):
+            raise ValueError(f"each has options for {len(every)} prompts, there are {len(tokens)}")
+        cancel = _core.Cancel()
+        engine = self._begin(cancel)
+        try:
+            answers = engine.generate_batch(tokens, cast(list[dict[str, Any]], every), on_piece, cancel)
+        finally:
+            self._end(cancel)
+        return [_generation(answer, one) for answer, one in zip(answers, every, strict=True)]
 
     def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Stream:
         """The answer as an iterator of pieces of text; its `result` is the `Generation` when the last was
@@ -213,6 +246,10 @@ class Runner:
             self._running.add(cancel)
         return engine
 
+    def _end(self, cancel: _core.Cancel) -> None:
+        with self._lock:
+            self._running.discard(cancel)
+
     def _generate(
         self, tokens: list[int], on_piece: Callable[[str], None] | None, options: GenerateOptions
     ) -> Generation:
@@ -230,17 +267,20 @@ class Runner:
         try:
             answer = engine.generate(tokens, cast(dict[str, Any], options), on_piece, cancel)
         finally:
-            with self._lock:
-                self._running.discard(cancel)
-        return Generation(
-            text=answer["text"],
-            tokens=answer["tokens"],
-            prompt_tokens=answer["prompt_tokens"],
-            finish_reason=cast(FinishReason, answer["finish_reason"]),
-            seed=answer["seed"],
-            timings=Timings(**answer["timings"]),
-            logprobs=answer["logprobs"] if options.get("logprobs") else None,
-        )
+            self._end(cancel)
+        return _generation(answer, options)
+
+
+def _generation(answer: dict[str, Any], options: GenerateOptions) -> Generation:
+    return Generation(
+        text=answer["text"],
+        tokens=answer["tokens"],
+        prompt_tokens=answer["prompt_tokens"],
+        finish_reason=cast(FinishReason, answer["finish_reason"]),
+        seed=answer["seed"],
+        timings=Timings(**answer["timings"]),
+        logprobs=answer["logprobs"] if options.get("logprobs") else None,
+    )
 
 
 class Stream(Iterator[str]):
