@@ -10,6 +10,8 @@
 
 namespace qwen::cuda {
 
+template <typename T>
+void settle(T& /*v*/) {}
 inline void wait_for_previous_kernel() { emulated::previous_kernel_waited_for(); }
 inline void let_next_kernel_start() {}
 

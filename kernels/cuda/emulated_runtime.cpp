@@ -1,21 +1,19 @@
 // CUDA's runtime for emulation: the functions that the runner, the launchers and the tests call, on host
 // memory.
 //
-// One device. Work runs when it is enqueued, or when a graph that captured it is
-// launched. New memory is all ones: NaN in every float type. Sizes of copies and fills are checked against
-// the allocations they begin in. A graph captures one stream, no others through events.
+// One device. New memory is all ones: NaN in every float type. Sizes of copies and fills are checked against
+// the allocations they begin in. emulated_graphs.cpp has streams and graphs.
 //
 //   QWEN_EMULATED_MEMORY=<bytes>           of the device; 4 GiB
 //   QWEN_EMULATED_CAPABILITY=<number>      of the device, as 75; 90
 //   QWEN_EMULATED_FAIL=<function>:<n>,...  the n-th call fails: cudaMalloc and cudaHostAlloc with
 //                                          cudaErrorMemoryAllocation, others with cudaErrorUnknown
+#include "kernels/cuda/emulated_runtime.h"
+
 #include <algorithm>
-#include <chrono>
 #include <cstdlib>
 #include <cstring>
-#include <functional>
 #include <map>
-#include <memory>
 #include <mutex>
 #include <string>
 #include <string_view>
@@ -24,38 +22,15 @@
 
 #include "kernels/cuda/emulation.h"
 
-namespace {
-using Operation = std::function<cudaError_t()>;
-}
-
-struct CUgraph_st {
-  std::vector<Operation> operations;
-};
-struct CUgraphExec_st {
-  std::vector<Operation> operations;
-};
-struct CUstream_st {
-  std::unique_ptr<CUgraph_st> captured;  // while capturing
-  bool invalid = false;                  // the capture
-};
-struct CUevent_st {
-  bool recorded = false;
-  std::chrono::steady_clock::time_point time;
-};
+using qwen::cuda::emulated::enqueue;
+using qwen::cuda::emulated::finish;
 
 namespace {
 
 thread_local cudaError_t last_error = cudaSuccess;
 
-cudaError_t finish(cudaError_t error) {
-  if (error != cudaSuccess) last_error = error;
-  return error;
-}
-
 class Device {
  public:
-  Device() { qwen::cuda::emulated::capture = &capture; }
-
   // What a call of this function fails with, if it is to.
   cudaError_t injected(std::string_view function) {
     const std::lock_guard lock(mutex_);
@@ -120,12 +95,6 @@ class Device {
     int calls;  // until it fails
   };
 
-  static bool capture(cudaStream_t stream, const Operation& operation) {
-    if (stream == nullptr || stream->captured == nullptr) return false;
-    stream->captured->operations.push_back(operation);
-    return true;
-  }
-
   static std::vector<Fault> read_faults() {
     std::vector<Fault> faults;
     const char* variable = std::getenv("QWEN_EMULATED_FAIL");
@@ -157,31 +126,9 @@ Device& device() {
   return *device;
 }
 
-[[maybe_unused]] const Device& created_at_start = device();
-
-// Enqueues: runs it now, or keeps it in the graph that the stream captures.
-cudaError_t enqueue(cudaStream_t stream, const Operation& operation) {
-  if (qwen::cuda::emulated::capture(stream, operation)) return cudaSuccess;
-  return finish(operation());
-}
-
-// A call that waits for a stream ends its capture.
-cudaError_t wait_for(cudaStream_t stream) {
-  if (stream == nullptr || stream->captured == nullptr) return cudaSuccess;
-  stream->invalid = true;
-  return finish(cudaErrorStreamCaptureUnsupported);
-}
-
 int capability() {
   const char* variable = std::getenv("QWEN_EMULATED_CAPABILITY");
   return variable == nullptr ? 90 : std::atoi(variable);
-}
-
-cudaError_t run(const std::vector<Operation>& operations) {
-  for (const Operation& operation : operations) {
-    if (const cudaError_t error = operation(); error != cudaSuccess) return finish(error);
-  }
-  return cudaSuccess;
 }
 
 cudaError_t check_copy(const void* to, const void* from, size_t count, cudaMemcpyKind kind) {
@@ -200,9 +147,11 @@ cudaError_t check_copy(const void* to, const void* from, size_t count, cudaMemcp
 
 }  // namespace
 
-#define QWEN_ENTER(function)                                                                          \
-  if (const cudaError_t injected_error = device().injected(#function); injected_error != cudaSuccess) \
-  return injected_error
+cudaError_t qwen::cuda::emulated::finish(cudaError_t error) {
+  if (error != cudaSuccess) last_error = error;
+  return error;
+}
+cudaError_t qwen::cuda::emulated::injected(const char* function) { return device().injected(function); }
 
 // The device.
 
@@ -240,7 +189,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int ordinal) {
   properties->minor = capability() % 10;
   properties->warpSize = warpSize;
   properties->maxThreadsPerBlock = qwen::cuda::emulated::kMaxThreads;
-  properties->multiProcessorCount = 4;
+  properties->multiProcessorCount = qwen::cuda::emulated::multiprocessors();
   properties->sharedMemPerBlock = 48 * 1024;
   properties->sharedMemPerBlockOptin = qwen::cuda::emulated::kMaxSharedBytes;
   return cudaSuccess;
@@ -256,7 +205,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int ord
       *value = capability() % 10;
       break;
     case cudaDevAttrMultiProcessorCount:
-      *value = 4;
+      *value = qwen::cuda::emulated::multiprocessors();
       break;
     case cudaDevAttrWarpSize:
       *value = warpSize;
@@ -355,132 +304,6 @@ cudaError_t cudaMemset(void* p, int value, size_t count) {
   return cudaMemsetAsync(p, value, count, nullptr);
 }
 
-// Streams and events.
-
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned /*flags*/) {
-  QWEN_ENTER(cudaStreamCreateWithFlags);
-  *stream = new CUstream_st;
-  return cudaSuccess;
-}
-cudaError_t cudaStreamCreate(cudaStream_t* stream) {
-  return cudaStreamCreateWithFlags(stream, cudaStreamDefault);
-}
-cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-  QWEN_ENTER(cudaStreamDestroy);
-  delete stream;
-  return cudaSuccess;
-}
-cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-  QWEN_ENTER(cudaStreamSynchronize);
-  return wait_for(stream);
-}
-cudaError_t cudaStreamQuery(cudaStream_t stream) {
-  QWEN_ENTER(cudaStreamQuery);
-  return wait_for(stream);
-}
-cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t /*event*/, unsigned /*flags*/) {
-  QWEN_ENTER(cudaStreamWaitEvent);
-  return wait_for(stream);
-}
-cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void* data) {
-  QWEN_ENTER(cudaLaunchHostFunc);
-  return enqueue(stream, [=] {
-    function(data);
-    return cudaSuccess;
-  });
-}
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned /*flags*/) {
-  QWEN_ENTER(cudaEventCreateWithFlags);
-  *event = new CUevent_st;
-  return cudaSuccess;
-}
-cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlags(event, cudaEventDefault); }
-cudaError_t cudaEventDestroy(cudaEvent_t event) {
-  QWEN_ENTER(cudaEventDestroy);
-  delete event;
-  return cudaSuccess;
-}
-cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-  QWEN_ENTER(cudaEventRecord);
-  return enqueue(stream, [=] {
-    event->recorded = true;
-    event->time = std::chrono::steady_clock::now();
-    return cudaSuccess;
-  });
-}
-cudaError_t cudaEventSynchronize(cudaEvent_t /*event*/) {
-  QWEN_ENTER(cudaEventSynchronize);
-  return cudaSuccess;
-}
-cudaError_t cudaEventQuery(cudaEvent_t /*event*/) {
-  QWEN_ENTER(cudaEventQuery);
-  return cudaSuccess;
-}
-cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end) {
-  QWEN_ENTER(cudaEventElapsedTime);
-  if (!start->recorded || !end->recorded) return finish(cudaErrorInvalidResourceHandle);
-  *milliseconds = std::chrono::duration<float, std::milli>(end->time - start->time).count();
-  return cudaSuccess;
-}
-
-// Graphs.
-
-cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode /*mode*/) {
-  QWEN_ENTER(cudaStreamBeginCapture);
-  if (stream == nullptr) return finish(cudaErrorStreamCaptureUnsupported);
-  if (stream->captured != nullptr) return finish(cudaErrorIllegalState);
-  stream->captured = std::make_unique<CUgraph_st>();
-  stream->invalid = false;
-  return cudaSuccess;
-}
-cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
-  QWEN_ENTER(cudaStreamEndCapture);
-  *graph = nullptr;
-  if (stream == nullptr || stream->captured == nullptr) return finish(cudaErrorIllegalState);
-  const std::unique_ptr<CUgraph_st> captured = std::move(stream->captured);
-  if (stream->invalid) return finish(cudaErrorStreamCaptureInvalidated);
-  *graph = new CUgraph_st(*captured);
-  return cudaSuccess;
-}
-cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
-  QWEN_ENTER(cudaStreamIsCapturing);
-  const bool captures = stream != nullptr && stream->captured != nullptr;
-  *status = !captures         ? cudaStreamCaptureStatusNone
-            : stream->invalid ? cudaStreamCaptureStatusInvalidated
-                              : cudaStreamCaptureStatusActive;
-  return cudaSuccess;
-}
-cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
-                                 unsigned long long /*flags*/) {
-  QWEN_ENTER(cudaGraphInstantiate);
-  *executable = new CUgraphExec_st{graph->operations};
-  return cudaSuccess;
-}
-cudaError_t cudaGraphUpload(cudaGraphExec_t /*executable*/, cudaStream_t /*stream*/) {
-  QWEN_ENTER(cudaGraphUpload);
-  return cudaSuccess;
-}
-cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
-  QWEN_ENTER(cudaGraphLaunch);
-  return enqueue(stream, [operations = executable->operations] { return run(operations); });
-}
-cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t* nodes, size_t* count) {
-  QWEN_ENTER(cudaGraphGetNodes);
-  if (nodes != nullptr) return finish(cudaErrorNotSupported);
-  *count = graph->operations.size();
-  return cudaSuccess;
-}
-cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
-  QWEN_ENTER(cudaGraphDestroy);
-  delete graph;
-  return cudaSuccess;
-}
-cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
-  QWEN_ENTER(cudaGraphExecDestroy);
-  delete executable;
-  return cudaSuccess;
-}
-
 // Errors.
 
 cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
@@ -500,6 +323,8 @@ const char* cudaGetErrorName(cudaError_t error) {
       return "cudaErrorInvalidDevice";
     case cudaErrorInvalidResourceHandle:
       return "cudaErrorInvalidResourceHandle";
+    case cudaErrorCooperativeLaunchTooLarge:
+      return "cudaErrorCooperativeLaunchTooLarge";
     case cudaErrorIllegalState:
       return "cudaErrorIllegalState";
     case cudaErrorNotSupported:

@@ -6,27 +6,40 @@
 // may call let_next_kernel_start() as soon as it gains nothing more from having the machine to itself.
 //
 // A copy or fill in the stream is no part of this: what it wrote is there before the kernel after it begins,
-// and so for all kernels after that. Two kernels read more than weights before they wait:
-//   moe_down_decode the experts' ids: its predecessor, moe_gate_up_decode, lets it start only after its own
-//     wait, when the router's results are visible. It must follow that kernel directly.
-//   delta_step_decode (and delta_prefill, where it goes token by token) a slot's number, for a prefetch: no
-//     kernel writes one, and a number that is no slot fetches nothing.
+// and so for all kernels after that. Four kernels read more than weights before they wait:
+//   moe_down_decode the router's logits: its predecessor, moe_gate_up_decode, lets it start only after its
+//     own wait, when they are visible. It must follow that kernel directly.
+//   sample slots and the sessions' options: no kernel writes these.
+//   delta_step_decode (and delta_prefill, where it goes token by token) slots and their states, of which
+//     holds what follows.
+//   attention_decode positions and slots, and of these slots the keys and values before the position. What
+//     wrote them must be over when it begins: a step's last kernel, publish, lets its successor start only
+//     after its own wait and its writes, so what a step wrote is there before the next one begins.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
+#include <mutex>
+#include <vector>
 
 #ifdef QWEN_CUDA_EMULATION
 #include "kernels/cuda/emulation.h"
 #endif
+
+#define QWEN_RETURN_IF_CUDA_ERROR(call)               \
+  do {                                                \
+    const cudaError_t qwen_error = (call);            \
+    if (qwen_error != cudaSuccess) return qwen_error; \
+  } while (false)
 
 namespace qwen::cuda {
 
 struct LaunchShape {
   dim3 grid;
   dim3 block;
-  size_t shared_bytes = 0;  // dynamic
+  size_t shared_bytes = 0;   // dynamic
+  unsigned int cluster = 1;  // blocks along x that run at once (cluster.cuh), at most max_cluster_blocks()
 };
 
 // Most dynamic shared memory of a block, on the current device; all devices are taken to be alike.
@@ -46,45 +59,137 @@ inline int max_shared_bytes() {
 #endif
 }
 
+// Multiprocessors of the current device; all devices are taken to be alike.
+inline int multiprocessors() {
+#ifdef QWEN_CUDA_EMULATION
+  return emulated::multiprocessors();
+#else
+  static const int count = [] {
+    int device = 0;
+    int value = 1;
+    if (cudaGetDevice(&device) == cudaSuccess) {
+      cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, device);
+    }
+    return value;
+  }();
+  return count;
+#endif
+}
+
+// 1 on a device that has no clusters, else 8, which any that has them takes.
+inline int max_cluster_blocks() {
+#ifdef QWEN_CUDA_EMULATION
+  return emulated::max_cluster_blocks();
+#else
+  static const int count = [] {
+    int device = 0;
+    int has = 0;
+    if (cudaGetDevice(&device) == cudaSuccess) {
+      cudaDeviceGetAttribute(&has, cudaDevAttrClusterLaunch, device);
+    }
+    return has != 0 ? 8 : 1;
+  }();
+  return count;
+#endif
+}
+
 #ifdef QWEN_CUDA_EMULATION
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t stream,
                    Arguments... arguments) {
-  return emulated::run(shape.grid, shape.block, shape.shared_bytes, stream,
-                       [=] { kernel(static_cast<Parameters>(arguments)...); });
+  return emulated::run_clusters(shape.grid, shape.block, shape.shared_bytes, shape.cluster, stream,
+                                [=] { kernel(static_cast<Parameters>(arguments)...); });
 }
 #else
+// Unasked, a block gets 48 KiB, its static shared memory included; no kernel that has dynamic shared memory
+// has more than 16 KiB of that. All kernels ask for the same division of a multiprocessor's memory, the most
+// that can be shared: to change it a multiprocessor must be empty, so that a kernel that wants another one
+// starts when its predecessor has ended, and one that fits beside it not at all.
+inline cudaError_t set_shared_memory(const void* kernel, size_t bytes) {
+  const cudaError_t divided = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                                   cudaSharedmemCarveoutMaxShared);
+  if (divided != cudaSuccess || bytes <= 32 * 1024) return divided;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+}
+
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t stream,
                    Arguments... arguments) {
-  // Unasked, a block gets 48 KiB, its static shared memory included; no kernel that has dynamic shared memory
-  // has more than 16 KiB of that.
-  if (shape.shared_bytes > 32 * 1024) {
-    const cudaError_t raised = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                    static_cast<int>(shape.shared_bytes));
-    if (raised != cudaSuccess) return raised;
-  }
+  QWEN_RETURN_IF_CUDA_ERROR(set_shared_memory(reinterpret_cast<const void*>(kernel), shape.shared_bytes));
   // Sound only because the kernels wait: CMake never makes PTX of an architecture that has no such wait
   // (below 90), which a newer GPU would run.
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim = {shape.cluster, 1, 1};
   cudaLaunchConfig_t config = {};
   config.gridDim = shape.grid;
   config.blockDim = shape.block;
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
+  config.attrs = attributes;
+  config.numAttrs = shape.cluster > 1 ? 2 : 1;
   return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+}
+
+// As below; 0 where the kernel cannot run at all.
+inline int blocks_that_fit_together(const void* kernel, int threads, size_t shared_bytes) {
+  struct Known {
+    const void* kernel;
+    int threads;
+    size_t shared_bytes;
+    int blocks;
+  };
+  static std::mutex mutex;
+  static std::vector<Known> known;
+  const std::lock_guard lock(mutex);
+  for (const Known& k : known) {
+    if (k.kernel == kernel && k.threads == threads && k.shared_bytes == shared_bytes) return k.blocks;
+  }
+  int blocks = 0;
+  // The largest carveout, whatever one block needs: the next kernel's blocks are to fit beside this one's.
+  if (set_shared_memory(kernel, shared_bytes) != cudaSuccess ||
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes) != cudaSuccess) {
+    cudaGetLastError();  // not the caller's
+    blocks = 0;
+  }
+  blocks *= multiprocessors();
+  known.push_back({kernel, threads, shared_bytes, blocks});
+  return blocks;
 }
 #endif
 
-}  // namespace qwen::cuda
+// Most blocks of this shape that the whole device can hold at once.
+template <typename... Parameters>
+int blocks_that_fit_together([[maybe_unused]] void (*kernel)(Parameters...), int threads,
+                             size_t shared_bytes) {
+#ifdef QWEN_CUDA_EMULATION
+  return emulated::blocks_that_fit_together(threads, shared_bytes);
+#else
+  return blocks_that_fit_together(reinterpret_cast<const void*>(kernel), threads, shared_bytes);
+#endif
+}
 
-#define QWEN_RETURN_IF_CUDA_ERROR(call)               \
-  do {                                                \
-    const cudaError_t qwen_error = (call);            \
-    if (qwen_error != cudaSuccess) return qwen_error; \
-  } while (false)
+// As launch(), for a kernel whose blocks wait for each other (exchange.cuh): all must be resident at once, or
+// it is cudaErrorCooperativeLaunchTooLarge. The grid must have the device to itself, but for kernels that end
+// whatever it does: those before it in its stream, and the one after it, which starts no block before all
+// blocks of this one have started. So no two streams at once. The kernel has no static shared memory, which
+// the blocks would share in emulation.
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch_together(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t stream,
+                            Arguments... arguments) {
+  const dim3& block = shape.block;
+  const size_t blocks = size_t{shape.grid.x} * shape.grid.y * shape.grid.z;
+  const int threads = static_cast<int>(block.x * block.y * block.z);
+  const int fit = blocks_that_fit_together(kernel, threads, shape.shared_bytes);
+  if (blocks > static_cast<size_t>(fit)) return cudaErrorCooperativeLaunchTooLarge;
+#ifdef QWEN_CUDA_EMULATION
+  return emulated::run_together(shape.grid, block, shape.shared_bytes, stream,
+                                [=] { kernel(static_cast<Parameters>(arguments)...); });
+#else
+  return launch(kernel, shape, stream, arguments...);
+#endif
+}
+
+}  // namespace qwen::cuda

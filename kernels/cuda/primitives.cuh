@@ -1,5 +1,6 @@
 // The machine's own operations, one function each: tensor cores, asynchronous copies, warp reductions, launch
-// order. Everything that is PTX is here, so that the CPU emulation (emulation.h) can put C++ in its place.
+// order. Everything that is PTX is here and in exchange.cuh, so that the CPU emulation (emulation.h) can put
+// C++ in its place.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -29,6 +30,14 @@ __device__ __forceinline__ void let_next_kernel_start() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
+
+// Has the compiler compute a value here, as before a wait, not where it is used.
+template <typename T>
+__device__ __forceinline__ void settle(T*& v) {
+  asm volatile("" : "+l"(v));
+}
+__device__ __forceinline__ void settle(int& v) { asm volatile("" : "+r"(v)); }
+__device__ __forceinline__ void settle(float& v) { asm volatile("" : "+f"(v)); }
 
 // 16 bytes read once: past L1, first out of L2.
 __device__ __forceinline__ uint4 load_streaming(const uint4* p) {
@@ -128,7 +137,8 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
-__device__ __forceinline__ float round_bf16(float v) { return __bfloat162float(__float2bfloat16_rn(v)); }
+// By the conversion of a pair: that of one value takes eight times as long.
+__device__ __forceinline__ float round_bf16(float v) { return __uint_as_float(pack_bf16(0.0F, v)); }
 __device__ __forceinline__ float low_bf16(uint32_t pair) { return __uint_as_float(pair << 16); }
 __device__ __forceinline__ float high_bf16(uint32_t pair) { return __uint_as_float(pair & 0xffff0000U); }
 

@@ -38,4 +38,19 @@ cudaError_t test_bits(const uint32_t* a, const uint32_t* b, uint32_t* out, int n
 enum class Fault { kNone, kNoWait, kEarlyEnd, kHalfWarp, kMixedOperations, kWritePastShared };
 cudaError_t test_fault(int fault, int32_t* out, cudaStream_t stream);
 
+// Exchanges between blocks that run together.
+//
+// out u32 [blocks, threads, 4]: for each thread and word the sum of in [blocks, threads, 4] over all blocks,
+// each of which hands on to the one before it what it got from the one after it. area: [blocks - 1, blocks,
+// threads] of 16 bytes, all ones; other: [other_words16] of 16 bytes, all ones after it.
+enum class RingFault { kNone, kUnpublished, kEarlyEnd, kTwice, kNoWait, kAwaitBeforeWait, kPlainLaunch };
+cudaError_t test_ring(const uint4* in, uint4* area, uint4* other, int other_words16, uint4* out, int blocks,
+                      int threads, int fault, cudaStream_t stream);
+// How many blocks of that kernel fit.
+int test_ring_blocks(int threads);
+
+// out [16] = in [16], handed over from the second block to the first in words of every type; area: 64 bytes,
+// all ones. A word that is all ones becomes another NaN.
+cudaError_t test_words(const uint32_t* in, uint32_t* area, uint32_t* out, cudaStream_t stream);
+
 }  // namespace qwen::cuda
