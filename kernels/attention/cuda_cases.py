@@ -46,6 +46,12 @@ LONG_DECODE = [
     (Heads(2, 2, 16, 8), [19999]),
     (Heads(1, 1, 32, 8), [8999, 0, 5000, 8191, 70, 4000, 1, 8998]),
     (FULL, [4100, 511]),
+    (FULL, [1023]),
+    # About where a context becomes another part, and a part another chunk.
+    (Heads(4, 2, 64, 16), [511, 512, 1023, 1024, 1025, 1535]),
+    (Heads(12, 1, 128, 32), [2047, 1040]),
+    (Heads(20, 1, 32, 16), [1100, 33]),  # three groups of query heads
+    (Heads(17, 17, 16, 8), [300]),  # too many key heads for clusters
 ]
 PREFILL = [(2, 0), (2, 37), (15, 37), (63, 0), (65, 37), (130, 0), (130, 37)]  # tokens, position
 FULL_PREFILL = [(500, 0), (1000, 63), (1642, 0), (2048, 2048)]

@@ -1,125 +1,54 @@
-// Decode: each row's context is cut into splits, each split into tiles that the warps of a block take in
-// turn, each with its own maximum, so that no barrier stands between a lane's loads: 512 bytes of them are in
-// flight. The warps' results meet in shared memory, the splits' in scratch, where the last block to finish
-// combines them. How a context is cut depends on it alone, so a row's result does not depend on the other
-// rows.
+// Decode: each row's context is cut into parts, a part into as many spans as a cluster has blocks. A block
+// takes its span in chunks of keys through a ring of shared memory, of which as much as fits is on its way
+// before the queries exist: earlier steps wrote it. Every block leaves its heads' results with the block of
+// the cluster that finishes the head, which stores the output or, where the context has several parts, leaves
+// it in scratch, where the last cluster to finish combines them. How a context is cut depends on it alone, so
+// a row's result does not depend on the other rows.
+#include "kernels/attention/decode_cut.cuh"
+#include "kernels/attention/decode_results.cuh"
 #include "kernels/attention/decode_tiles.cuh"
-#include "kernels/cuda/last_block.cuh"
+#include "kernels/cuda/cluster.cuh"
 
 namespace qwen::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / 32;
-constexpr int kHeads = 8;  // query heads of a block
-constexpr int kMaxSplits = 64;
-// About one block a multiprocessor for one row, two for many; a block takes several splits in turn.
+constexpr int kThreads = kHeads * 32;
+constexpr int kUnits = 3;  // of the ring: the keys or the values of a chunk
+constexpr int kCluster = 8;
+// Most blocks that are of use, for one row and for many.
 constexpr int kBlocks = 128;
 constexpr int kBlocksOfManyRows = 256;
 
-__host__ __device__ int head_groups(const AttentionShape& shape) {
-  return (shape.query_heads / shape.key_heads + kHeads - 1) / kHeads;
-}
+template <int kDim, int kBlocksOfCluster>
+struct Config {
+  static constexpr int kKeys = kDim > 128 && kBlocksOfCluster == 1 ? 32 : 64;  // of a chunk
+  static constexpr int kOwnHeads = kHeads / kBlocksOfCluster;  // that a block of the cluster finishes
+  static constexpr int kQuads = kOwnHeads * kDim / 4;
+  static constexpr int kQuadsOfThread = (kQuads + kThreads - 1) / kThreads;
+  using ChunkType = Chunk<kDim, kKeys>;
 
-__host__ __device__ int max_splits(const AttentionShape& shape) {
-  const int splits = kBlocks / (shape.key_heads * head_groups(shape));
-  return splits < 4 ? 4 : splits > kMaxSplits ? kMaxSplits : splits;
-}
-
-int padded_dim(int head_dim) { return head_dim <= 64 ? 64 : head_dim <= 128 ? 128 : 256; }
-
-struct Splits {
-  int tiles;  // of the context
-  int tiles_per_split;
-  int count;
+  // With the kilobyte that a block takes besides, half a multiprocessor's shared memory: the next kernel's
+  // blocks fit beside.
+  struct Shared {
+    unsigned char units[kUnits][Rows<kDim, kKeys>::kBytes];
+    union {
+      typename ChunkType::Queries queries;
+      typename ChunkType::Weights weights;  // when the queries are in registers
+    };
+    union {
+      typename ChunkType::Scores scores;
+      struct {  // until there are scores
+        float2 rotation[kMaxRotaryPairs];
+        bf16 key[kDim];
+      };
+    };
+    float results[kBlocksOfCluster][kOwnHeads][kDim];  // of the cluster's blocks
+    Extent extents[kBlocksOfCluster][kOwnHeads];
+    float rescale[kHeads];
+    bool last;
+  };
+  static_assert(sizeof(Shared) <= 113 * 1024);
 };
-
-// A split costs the block that combines them about as much time as 8 keys cost the block that reads them, so
-// about sqrt(context / 8) splits are best.
-__device__ __forceinline__ Splits split_context(int position, int limit) {
-  Splits splits;
-  splits.tiles = position / kTileKeys + 1;
-  const int balanced = static_cast<int>(sqrtf(0.5F * static_cast<float>(splits.tiles)));
-  const int fewest = (splits.tiles + limit - 1) / limit;
-  splits.tiles_per_split = max(max(balanced, fewest), 1);
-  splits.count = (splits.tiles + splits.tiles_per_split - 1) / splits.tiles_per_split;
-  return splits;
-}
-
-// Maxima are of scores times log2(e), sums and results relative to them.
-struct Extent {
-  float maximum;
-  float sum;
-};
-
-template <int kDim>
-struct Shared {
-  float results[kWarps][kHeads][kDim + 4];
-  Extent extents[kWarps][kHeads];
-  float scales[kMaxSplits][kHeads];  // of the warps, then of the splits
-  float2 rotation[kMaxRotaryPairs];
-  bf16 queries[kHeads][kQueryStride<kDim>];
-  bf16 key[kDim];
-  bf16 value[kDim];
-};
-
-// Elements d to d + 3 of a head of the block, one of a thread's.
-template <int kDim>
-struct Quad {
-  static constexpr int kAll = kHeads * kDim / 4;
-  static constexpr int kOfThread = (kAll + kThreads - 1) / kThreads;
-
-  int h;
-  int d;
-
-  __device__ __forceinline__ Quad(int thread, int i)
-      : h((thread + i * kThreads) / (kDim / 4)), d((thread + i * kThreads) % (kDim / 4) * 4) {}
-};
-
-__device__ __forceinline__ void store_result(bf16* out, const uint2& gate, const float4& v) {
-  uint2 packed;
-  packed.x = pack_bf16(gated(v.x, low_bf16(gate.x)), gated(v.y, high_bf16(gate.x)));
-  packed.y = pack_bf16(gated(v.z, low_bf16(gate.y)), gated(v.w, high_bf16(gate.y)));
-  *reinterpret_cast<uint2*>(out) = packed;
-}
-
-__device__ __forceinline__ void add_scaled(float4& sum, float scale, const float4& v) {
-  sum.x += scale * v.x;
-  sum.y += scale * v.y;
-  sum.z += scale * v.z;
-  sum.w += scale * v.w;
-}
-
-template <bool kShared>
-__device__ __forceinline__ Extent load_extent(const Extent* from) {
-  if constexpr (kShared) return *from;
-  const float2 v = __ldcg(reinterpret_cast<const float2*>(from));  // past L1, which may be older
-  return {v.x, v.y};
-}
-
-// Warp h: scales that bring the `count` parts of head h to one maximum, with their sum of weights divided out
-// if `divide`. extents has a part's heads side by side, in shared or global memory. Returns the whole's
-// extent.
-template <bool kShared>
-__device__ __forceinline__ Extent compute_scales(float (*scales)[kHeads], const Extent* extents, int count,
-                                                 bool divide, int h, int lane) {
-  static_assert(kWarps == kHeads && kMaxSplits <= 64);
-  Extent parts[2];
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int part = lane + 32 * i;
-    parts[i] = {kMasked, 0};
-    if (part < count) parts[i] = load_extent<kShared>(extents + part * kHeads + h);
-  }
-  const float maximum = warp_max(fmaxf(parts[0].maximum, parts[1].maximum));
-  const float low = exp2f(parts[0].maximum - maximum);
-  const float high = exp2f(parts[1].maximum - maximum);
-  const float sum = warp_sum(low * parts[0].sum + high * parts[1].sum);
-  const float factor = divide ? 1.0F / sum : 1.0F;
-  if (lane < count) scales[lane][h] = low * factor;
-  if (lane + 32 < count) scales[lane + 32][h] = high * factor;
-  return {maximum, sum};
-}
 
 struct Arguments {
   const bf16* qkv;
@@ -129,222 +58,376 @@ struct Arguments {
   bf16* value_cache;
   const int64_t* position;
   const int64_t* slot;
-  float* partial;   // [rows, key heads, head groups, max_splits, kHeads, kDim]
-  Extent* extents;  // [rows, key heads, head groups, max_splits, kHeads]
+  float* partial;   // [rows, key heads, head groups, max_parts, kHeads, kDim]
+  Extent* extents;  // [rows, key heads, head groups, max_parts, kHeads]
   uint32_t* counters;
   bf16* out;
   AttentionShape shape;
+  int max_parts;
+  float score_scale;
 };
 
-// grid: (head groups of all key heads and rows, blocks that share their splits)
-template <int kDim>
-__global__ void __launch_bounds__(kThreads, 1) decode(Arguments a, Frequencies frequencies) {
+// grid: (blocks of a cluster, for each head group of all key heads and rows; clusters that share its parts)
+template <int kDim, int kBlocksOfCluster>
+__global__ void __launch_bounds__(kThreads, 2) decode(Arguments a, Frequencies frequencies) {
+  using C = Config<kDim, kBlocksOfCluster>;
+  using ChunkType = typename C::ChunkType;
+  constexpr int kKeys = C::kKeys;
+  constexpr int kQuadsOfThread = C::kQuadsOfThread;
   QWEN_DYNAMIC_SHARED(shared_bytes);
-  auto& shared = *reinterpret_cast<Shared<kDim>*>(shared_bytes);
+  auto& shared = *reinterpret_cast<typename C::Shared*>(shared_bytes);
   const AttentionShape& shape = a.shape;
   const int thread = static_cast<int>(threadIdx.x);
   const int lane = thread % 32;
   const int warp = thread / 32;
-  const int r = lane / 4;
-  const int q = lane % 4;
   const int dim = shape.head_dim;
 
+  let_next_kernel_start();
+  if constexpr (kBlocksOfCluster > 1) cluster_begin();
+  const int rank = static_cast<int>(blockIdx.x) % kBlocksOfCluster;
+  const int item = static_cast<int>(blockIdx.x) / kBlocksOfCluster;
+  const int first_part = static_cast<int>(blockIdx.y);
+  const int step = static_cast<int>(gridDim.y);
   const int groups = head_groups(shape);
-  const int item = static_cast<int>(blockIdx.x);
   const int row = item / (groups * shape.key_heads);
   const int key_head = item / groups % shape.key_heads;
-  const int heads_per_key = shape.query_heads / shape.key_heads;
-  const int first_head = key_head * heads_per_key + item % groups * kHeads;
-  const int heads = min(kHeads, heads_per_key - item % groups * kHeads);
-  const bf16* projections = a.qkv + static_cast<int64_t>(row) * shape.row_size();
-  const bf16* own_key = projections + 2 * shape.query_size() + key_head * dim;
-  const uint4 query_weight = load_head(a.q_norm, dim, lane);
-  const uint4 key_weight = load_head(a.k_norm, dim, lane);
-
-  wait_for_previous_kernel();
-  // One trip to memory: plain loads would move below the decision to return.
-  const uint4 query =
-      load_past_l1(projections + 2 * (first_head + warp) * dim + 8 * lane, warp < heads && 8 * lane < dim);
+  const int group = item % groups;
   const int position = static_cast<int>(load_past_l1(a.position + row));
   const int64_t slot = load_past_l1(a.slot + row);
-  const int limit = max_splits(shape);
-  const Splits splits = split_context(position, limit);
-  const int first_split = static_cast<int>(blockIdx.y);
-  const int step = static_cast<int>(gridDim.y);
-  if (first_split >= splits.count) return;
-  let_next_kernel_start();
+  const Cut cut(position, kBlocksOfCluster, a.max_parts);
+  if (first_part >= cut.parts) {
+    wait_for_previous_kernel();
+    return;  // as the whole cluster does
+  }
 
   const int64_t cache_offset = (slot * shape.key_heads + key_head) * shape.cache_length * dim;
-  const bf16* key_cache = a.key_cache + cache_offset;
-  const bf16* value_cache = a.value_cache + cache_offset;
-  const bool has_position = (splits.count - 1) % step == first_split;
+  const bf16* const key_cache = a.key_cache + cache_offset;
+  const bf16* const value_cache = a.value_cache + cache_offset;
+  Span span(cut, first_part, rank, position);
+  compute_now(span.begin);
+  compute_now(span.end);
 
-  // The first tile is on its way while the queries are made ready.
-  KeyTile<kDim> keys;
-  ValueTile<kDim> values;
-  const auto load_first_tile = [&](int split) {
-    const int first_tile = split * splits.tiles_per_split;
-    const int first_key = (first_tile + warp) * kTileKeys;
-    const int end = warp < splits.tiles_per_split ? position : 0;
-    keys.load(key_cache, first_key, end, dim, r, q);
-    values.load(value_cache, first_key, end, dim, r, q);
+  // The chunks of all the block's spans, keys and values in turn, go into the ring's units in turn.
+  const RowsCopy<kDim, kKeys, kThreads> rows(thread);
+  int fetched_part = first_part;
+  Span fetched = span;
+  int fetched_unit = 0;
+  const auto next_unit = [](int i) { return i + 1 < kUnits ? i + 1 : 0; };
+  const auto next_span = [&] {
+    while (fetched.begin >= fetched.end && (fetched_part += step) < cut.parts) {
+      fetched = Span(cut, fetched_part, rank, position);
+    }
   };
-  load_first_tile(first_split);
-  uint4 own = {0, 0, 0, 0};  // the position's key, its value
-  if (has_position && warp < 2) own = load_head(own_key + warp * shape.key_size(), dim, lane);
+  const auto fetch = [&](const bf16* cache) {
+    if (fetched.begin < fetched.end) {
+      rows.copy(shared.units[fetched_unit], cache, fetched.begin, min(fetched.begin + kKeys, fetched.end),
+                position, dim);
+    }
+    copy_async_commit();
+    fetched_unit = next_unit(fetched_unit);
+  };
+  const auto fetch_keys = [&] { fetch(key_cache); };
+  const auto fetch_values = [&] {
+    fetch(value_cache);
+    fetched.begin += kKeys;
+    next_span();
+  };
+  next_span();
+  fetch_keys();
+  fetch_values();
+  fetch_keys();
 
+  const uint4 query_weight = load_head(a.q_norm, dim, lane);
+  const uint4 key_weight = load_head(a.k_norm, dim, lane);
   compute_rotation(shared.rotation, frequencies, shape.rotary_dim, position, thread, kThreads);
-  if (8 * lane >= dim && 8 * lane < kDim) store_16(shared.queries[warp] + 8 * lane, {0, 0, 0, 0});
   __syncthreads();
-  norm_and_rotate(shared.queries[warp], query, query_weight, shared.rotation, shape, lane);
-  if (has_position && warp < 2) {
-    bf16* own_row = warp == 0 ? shared.key : shared.value;
-    if (8 * lane < kDim) store_16(own_row + 8 * lane, own);
-    if (warp == 0) norm_and_rotate(own_row, own, key_weight, shared.rotation, shape, lane);
-    __syncwarp();
-    if (item % groups == 0 && 8 * lane < dim) {
-      store_16((warp == 0 ? a.key_cache : a.value_cache) + cache_offset +
-                   static_cast<int64_t>(position) * dim + 8 * lane,
-               load_16(own_row + 8 * lane));
-    }
+  const bool fits = LaneRotation::fits(shape);
+  LaneRotation rotation(shared.rotation, shape, fits ? lane : 31);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    compute_now(rotation.cosine[i]);
+    compute_now(rotation.sine[i]);
   }
-  __syncthreads();
 
-  bf16* out = a.out + (static_cast<int64_t>(row) * shape.query_heads + first_head) * dim;
-  const auto load_gate = [&](const Quad<kDim>& quad) {
-    return *reinterpret_cast<const uint2*>(projections + (2 * (first_head + quad.h) + 1) * dim + quad.d);
+  const int heads_per_key = shape.query_heads / shape.key_heads;
+  const int first_head = key_head * heads_per_key + group * kHeads;
+  const int heads = min(kHeads, heads_per_key - group * kHeads);
+  const bf16* const projections = a.qkv + static_cast<int64_t>(row) * shape.row_size();
+  // The position's own key is for warp 0 of the block whose span it is in, its value for warp 1.
+  const bool has_position = [&] {
+    const Span last(cut, cut.parts - 1, rank, position);
+    return (cut.parts - 1) % step == first_part && last.begin <= position && position < last.end;
+  }();
+  const bool has_key = has_position && warp == 0;
+  const bool has_value = has_position && warp == 1;
+  const bf16* query_from = projections + 2 * (first_head + warp) * dim + 8 * lane;
+  const bf16* own_from =
+      projections + 2 * shape.query_size() + (has_value ? shape.key_size() : 0) + key_head * dim + 8 * lane;
+  bf16* own_to = (has_key ? a.key_cache : a.value_cache) + cache_offset +
+                 static_cast<int64_t>(position) * dim + 8 * lane;
+  compute_now(query_from);
+  compute_now(own_from);
+  compute_now(own_to);
+  // Of the heads that this block finishes, each thread has the elements 4 `thread` and on, and so many
+  // threads further. Where each begins in the row's output, negative if it is none of it; its gate, behind
+  // the head's query.
+  int outputs[kQuadsOfThread];
+  const bf16* gates_from[kQuadsOfThread];
+#pragma unroll
+  for (int i = 0; i < kQuadsOfThread; ++i) {
+    const int quad = thread + i * kThreads;
+    const int h = rank * C::kOwnHeads + quad / (kDim / 4);
+    const int element = quad % (kDim / 4) * 4;
+    outputs[i] = quad < C::kQuads && h < heads && element < dim ? (first_head + h) * dim + element : -1;
+    gates_from[i] = projections + (2 * (first_head + h) + 1) * dim + element;
+    compute_now(outputs[i]);
+    compute_now(gates_from[i]);
+  }
+  // Heads 2 q and 2 q + 1 of the results that this lane has of its block's.
+  float* const results = shared.results[rank][lane % 4 * 2 % C::kOwnHeads] +
+                         warp % ChunkType::kOutputWarps * ChunkType::kOutputs * 16 + lane / 4;
+  const BlockMemory even_results(results, lane % 4 * 2 / C::kOwnHeads);
+  const BlockMemory odd_results(results, (lane % 4 * 2 + 1) / C::kOwnHeads);
+  const BlockMemory extents(&shared.extents[rank][warp % C::kOwnHeads], warp / C::kOwnHeads);
+  const ChunkType chunk(warp, lane);
+
+  wait_for_previous_kernel();
+  // One trip to memory.
+  uint4 query = load_past_l1(query_from, warp < heads && 8 * lane < dim);
+  uint4 own = load_past_l1(own_from, (has_key || has_value) && 8 * lane < dim);
+  uint2 gates[kQuadsOfThread];
+#pragma unroll
+  for (int i = 0; i < kQuadsOfThread; ++i) {
+    gates[i] = {0, 0};
+    if (outputs[i] >= 0) gates[i] = __ldcg(reinterpret_cast<const uint2*>(gates_from[i]));
+  }
+  if (!fits) {
+#pragma unroll 1
+    for (int i = has_key ? 0 : 1; i < 2; ++i) {
+      bf16* const to = i == 0 ? shared.key : shared.queries[warp];
+      norm_and_rotate(to, i == 0 ? own : query, i == 0 ? key_weight : query_weight, shared.rotation, shape,
+                      lane);
+      __syncwarp();
+      (i == 0 ? own : query) = load_head(to, dim, lane);
+    }
+  } else if (has_key) {
+    uint4 both[2] = {query, own};
+    rotation.norm_and_rotate<2>(both, {query_weight, key_weight}, shape);
+    query = both[0], own = both[1];
+  } else {
+    uint4 alone[1] = {query};
+    rotation.norm_and_rotate<1>(alone, {query_weight}, shape);
+    query = alone[0];
+  }
+  if (8 * lane < kDim) store_16(shared.queries[warp] + 8 * lane, query);
+  const auto put_own = [&](unsigned char* unit, int first, int end) {
+    if (position < first || position >= end || 8 * lane >= kDim) return;
+    *reinterpret_cast<uint4*>(unit + Rows<kDim, kKeys>::piece(position - first, lane)) = own;
   };
-  const float score_scale = kLog2E / sqrtf(static_cast<float>(dim));
-  for (int split = first_split; split < splits.count; split += step) {
-    const int first_tile = split * splits.tiles_per_split;
-    const int tiles = min(splits.tiles_per_split, splits.tiles - first_tile);
-    Accumulator<kDim> accumulator;
-    accumulator.clear();
-    for (int t = warp; t < tiles; t += kWarps) {
-      const int first_key = (first_tile + t) * kTileKeys;
-      const int next_key = first_key + kWarps * kTileKeys;
-      const bool last = first_tile + t == splits.tiles - 1;
-      const int rows = min(position - first_key, kTileKeys) + 1;
-      if (last) keys.replace(rows - 1, shared.key, r, q);
-      float scores[4];
-      multiply_keys<kDim>(scores, keys, shared.queries[0], r, q);
-      if (t + kWarps < tiles) keys.load(key_cache, next_key, position, dim, r, q);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) scores[i] = r + 8 * (i / 2) < rows ? scores[i] * score_scale : kMasked;
-      uint32_t weights[2];
-      accumulator.weigh(weights, scores, r, q);
-      if (last) values.replace(rows - 1, shared.value, r, q);
-      multiply_values<kDim>(accumulator.result, values, weights);
-      if (t + kWarps < tiles) values.load(value_cache, next_key, position, dim, r, q);
-    }
-    if (split + step < splits.count) load_first_tile(split + step);
 
-    const int warps = min(tiles, kWarps);
-    if (warp < warps) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        float sum = accumulator.sum[h];
-#pragma unroll
-        for (int offset = 4; offset < 32; offset *= 2) sum += __shfl_xor_sync(~0U, sum, offset);
-        if (r == 0) shared.extents[warp][2 * q + h] = {accumulator.maximum[h], sum};
-        float* to = shared.results[warp][2 * q + h] + 8 * r;
-#pragma unroll
-        for (int b = 0; b < kDim / 64; ++b) {
-          const auto& c = accumulator.result;
-#pragma unroll
-          for (int j = 0; j < 4; j += 2) {
-            *reinterpret_cast<float4*>(to + 64 * b + 2 * j) = {c[4 * b + j][h], c[4 * b + j][h + 2],
-                                                               c[4 * b + j + 1][h], c[4 * b + j + 1][h + 2]};
-          }
-        }
-      }
-    }
-    __syncthreads();
-    const bool whole = splits.count == 1;
-    const int64_t part = static_cast<int64_t>(item) * limit + split;
-    const Extent extent = compute_scales<true>(shared.scales, shared.extents[0], warps, whole, warp, lane);
-    if (!whole && lane == 0) a.extents[part * kHeads + warp] = extent;
-    __syncthreads();
-#pragma unroll
-    for (int i = 0; i < Quad<kDim>::kOfThread; ++i) {
-      const Quad<kDim> quad(thread, i);
-      if (quad.h >= heads || quad.d >= dim) continue;
-      float4 sum = {0, 0, 0, 0};
-      for (int w = 0; w < warps; ++w) {
-        add_scaled(sum, shared.scales[w][quad.h],
-                   *reinterpret_cast<const float4*>(shared.results[w][quad.h] + quad.d));
-      }
-      if (whole) {
-        store_result(out + quad.h * dim + quad.d, load_gate(quad), sum);
+  uint32_t queries[ChunkType::kSteps][2];
+  bool first_chunk = true;
+  int keys_unit = 0;
+  for (int part = first_part;;) {
+    float result[ChunkType::kOutputs][4] = {};
+    Extent extent = {kMasked, 0};  // of head `warp`; the sum is this lane's
+    for (int first = span.begin; first < span.end; first += kKeys) {
+      const int end = min(first + kKeys, span.end);
+      const int values_unit = next_unit(keys_unit);
+      if (has_key) put_own(shared.units[keys_unit], first, end);
+      if (first_chunk) {
+        copy_async_wait<2>();
       } else {
-        *reinterpret_cast<float4*>(a.partial + (part * kHeads + quad.h) * kDim + quad.d) = sum;
+        copy_async_wait<1>();
+      }
+      __syncthreads();
+      if (first_chunk) {
+        chunk.load_queries(queries, shared.queries);
+      } else {
+        fetch_keys();
+      }
+      first_chunk = false;
+      if (first + warp % ChunkType::kTiles * kTileKeys < end) {
+        chunk.multiply_keys(shared.scores, shared.units[keys_unit], queries);
+      }
+      __syncthreads();
+      constexpr int kOfLane = ChunkType::kOfLane;
+      float weights[kOfLane];
+      chunk.load_scores(weights, shared.scores);
+      float maximum = kMasked;
+#pragma unroll
+      for (int i = 0; i < kOfLane; ++i) {
+        weights[i] = first + kOfLane * lane + i < end ? weights[i] * a.score_scale : kMasked;
+        maximum = fmaxf(maximum, weights[i]);
+      }
+      maximum = fmaxf(extent.maximum, warp_max(maximum));
+      const float rescale = exp2f(extent.maximum - maximum);
+      extent = {maximum, extent.sum * rescale};
+#pragma unroll
+      for (int i = 0; i < kOfLane; ++i) {
+        weights[i] = exp2f(weights[i] - maximum);
+        extent.sum += weights[i];
+      }
+      chunk.store_weights(shared.weights, weights);
+      if (lane == 0) shared.rescale[warp] = rescale;
+      if (has_value) put_own(shared.units[values_unit], first, end);
+      fetch_values();
+      copy_async_wait<2>();
+      __syncthreads();
+      if (warp < ChunkType::kOutputWarps) {
+        const float even = shared.rescale[lane % 4 * 2];
+        const float odd = shared.rescale[lane % 4 * 2 + 1];
+#pragma unroll
+        for (auto& tile : result) {
+          tile[0] *= even, tile[1] *= odd, tile[2] *= even, tile[3] *= odd;
+        }
+        chunk.multiply_values(result, shared.units[values_unit], shared.weights, end - first);
+      }
+      keys_unit = next_unit(values_unit);
+    }
+
+    const int next_part = part + step;
+    const bool last_part = next_part >= cut.parts;
+    extent.sum = warp_sum(extent.sum);
+    if constexpr (kBlocksOfCluster > 1)
+      cluster_wait();  // its blocks have begun, and read what they were left
+    if (lane == 0) extents.store(0, make_float2(extent.maximum, extent.sum));
+    if (warp < ChunkType::kOutputWarps) {
+      constexpr int kOddBytes = C::kOwnHeads > 1 ? kDim * 4 : 0;
+#pragma unroll
+      for (int j = 0; j < ChunkType::kOutputs; ++j) {
+        even_results.store(64 * j, result[j][0]);
+        even_results.store(64 * j + 32, result[j][2]);
+        odd_results.store(64 * j + kOddBytes, result[j][1]);
+        odd_results.store(64 * j + kOddBytes + 32, result[j][3]);
       }
     }
-    if (whole) return;
-
-    if (!is_last_block(a.counters + item, static_cast<uint32_t>(splits.count))) continue;
-
-    // Eight splits' parts of all of a thread's quads at once, the first while the scales are computed. What
-    // lies past the heads and Dh is read and dropped.
-    constexpr int kBatch = 8;
-    constexpr int kQuads = Quad<kDim>::kOfThread;
-    const int64_t first_part = static_cast<int64_t>(item) * limit;
-    const bool has_quads = thread < Quad<kDim>::kAll;
-    float4 batch[kBatch][kQuads];
-    float4 sums[kQuads];
-    uint2 gates[kQuads];
-    const auto load_batch = [&](int first) {
+    if constexpr (kBlocksOfCluster > 1) cluster_arrive();
+    // Only now: a barrier of the cluster waits for stores before it.
+    if ((has_key || has_value) && last_part && group == 0 && 8 * lane < dim) store_16(own_to, own);
+    uint2 factors[kQuadsOfThread];
 #pragma unroll
-      for (int s = 0; s < kBatch; ++s) {
-        const int64_t from = first_part + min(first + s, splits.count - 1);
+    for (int i = 0; i < kQuadsOfThread; ++i) {
+      compute_now(gates[i].x);
+      compute_now(gates[i].y);
+      factors[i] = {gate_factors(gates[i].x), gate_factors(gates[i].y)};
+    }
+    if constexpr (kBlocksOfCluster > 1) {
+      cluster_wait();
+    } else {
+      __syncthreads();
+    }
+
+    // Of the parts of this head group, and of the heads of a part; the whole output's row.
+    int item_now = item;
+    compute_now(item_now);
+    const int64_t first_of_item = static_cast<int64_t>(item_now) * a.max_parts * kHeads + rank * C::kOwnHeads;
+    bf16* const out = a.out + static_cast<int64_t>(row) * shape.query_size();
 #pragma unroll
-        for (int i = 0; i < kQuads; ++i) {
-          const Quad<kDim> quad(thread, i);
-          batch[s][i] =
-              __ldcg(reinterpret_cast<const float4*>(a.partial + (from * kHeads + quad.h) * kDim + quad.d));
+    for (int i = 0; i < kQuadsOfThread; ++i) {
+      if (outputs[i] < 0) continue;
+      const int quad = thread + i * kThreads;
+      const int h = quad / (kDim / 4);
+      Extent of_blocks[kBlocksOfCluster];
+      float4 results_of_blocks[kBlocksOfCluster];
+#pragma unroll
+      for (int b = 0; b < kBlocksOfCluster; ++b) {
+        of_blocks[b] = shared.extents[b][h];
+        results_of_blocks[b] = *reinterpret_cast<const float4*>(shared.results[b][0] + 4 * quad);
+      }
+      Total total;
+      total.add(of_blocks, results_of_blocks);
+      if (cut.parts == 1) {
+        store_output(out + outputs[i], factors[i], total.result, total.extent.sum);
+      } else {
+        const int64_t to = first_of_item + part * kHeads + h;
+        __stcg(reinterpret_cast<float4*>(a.partial + to * kDim) + quad % (kDim / 4), total.result);
+        if (quad % (kDim / 4) == 0) {
+          __stcg(reinterpret_cast<float2*>(a.extents + to),
+                 make_float2(total.extent.maximum, total.extent.sum));
         }
       }
-    };
-    if (has_quads) load_batch(0);
-#pragma unroll
-    for (int i = 0; i < kQuads; ++i) {
-      const Quad<kDim> quad(thread, i);
-      sums[i] = {0, 0, 0, 0};
-      gates[i] = quad.h < heads && quad.d < dim ? load_gate(quad) : uint2{0, 0};
     }
-    compute_scales<false>(shared.scales, a.extents + first_part * kHeads, splits.count, true, warp, lane);
+    if (cut.parts == 1) return;
+
     __syncthreads();
-    if (!has_quads) return;
-    for (int first = 0;;) {
+    if constexpr (kBlocksOfCluster > 1) {
+      if (!last_part) cluster_arrive();  // what it was left is read
+    }
+    if (thread == 0) {
+      shared.last =
+          arrives_last(a.counters + item_now * kBlocksOfCluster + rank, static_cast<uint32_t>(cut.parts));
+    }
+    __syncthreads();
+    if (shared.last) {
 #pragma unroll
-      for (int s = 0; s < kBatch; ++s) {
-        if (first + s >= splits.count) break;
+      for (int i = 0; i < kQuadsOfThread; ++i) {
+        if (outputs[i] < 0) continue;
+        const int quad = thread + i * kThreads;
+        constexpr int kBatch = 8;
+        Total total;
+        for (int p = 0; p < cut.parts; p += kBatch) {
+          Extent of_parts[kBatch];
+          float4 results_of_parts[kBatch];
 #pragma unroll
-        for (int i = 0; i < kQuads; ++i) {
-          add_scaled(sums[i], shared.scales[first + s][Quad<kDim>(thread, i).h], batch[s][i]);
+          for (int b = 0; b < kBatch; ++b) {  // past L1, which may be older
+            const int64_t from = first_of_item + min(p + b, cut.parts - 1) * kHeads + quad / (kDim / 4);
+            const float2 v = __ldcg(reinterpret_cast<const float2*>(a.extents + from));
+            of_parts[b] = {p + b < cut.parts ? v.x : kMasked, v.y};
+            results_of_parts[b] =
+                __ldcg(reinterpret_cast<const float4*>(a.partial + from * kDim) + quad % (kDim / 4));
+          }
+          total.add(of_parts, results_of_parts);
         }
+        store_output(out + outputs[i], factors[i], total.result, total.extent.sum);
       }
-      first += kBatch;
-      if (first >= splits.count) break;
-      load_batch(first);
+      return;
     }
-#pragma unroll
-    for (int i = 0; i < kQuads; ++i) {
-      const Quad<kDim> quad(thread, i);
-      if (quad.h < heads && quad.d < dim) store_result(out + quad.h * dim + quad.d, gates[i], sums[i]);
-    }
-    return;
+    if (last_part) return;
+    part = next_part;
+    span = Span(cut, part, rank, position);
   }
+}
+
+// Blocks of a cluster: the same for all numbers of rows, lest a row's result depend on them.
+int blocks_of_cluster(const AttentionShape& shape) {
+  const bool counted = kMaxDecodeRows * shape.key_heads * head_groups(shape) * kCluster <= kCounters;
+  return counted && max_cluster_blocks() >= kCluster &&
+                 max_shared_bytes() >= static_cast<int>(sizeof(Config<kMaxHeadDim, kCluster>::Shared))
+             ? kCluster
+             : 1;
+}
+
+int max_parts(const AttentionShape& shape) {
+  const int cluster = blocks_of_cluster(shape);
+  const int balanced = kBlocks / (cluster * shape.key_heads * head_groups(shape));
+  const int least = cluster > 1 ? 1 : 4;
+  const int limit = balanced < least ? least : balanced > 64 ? 64 : balanced;
+  return count_parts(tiles_of(shape.cache_length), cluster, limit);
+}
+
+int padded_dim(int head_dim) { return head_dim <= 64 ? 64 : head_dim <= 128 ? 128 : 256; }
+
+size_t parts(const AttentionShape& shape, int rows) {
+  return static_cast<size_t>(rows) * shape.key_heads * head_groups(shape) * max_parts(shape);
+}
+
+template <int kDim, int kBlocksOfCluster>
+cudaError_t launch_decode(const Arguments& arguments, int items, cudaStream_t stream) {
+  const int most = kBlocksOfManyRows / (kBlocksOfCluster * items);
+  const int clusters = most < 1 ? 1 : most < arguments.max_parts ? most : arguments.max_parts;
+  return launch(decode<kDim, kBlocksOfCluster>,
+                {.grid = dim3(items * kBlocksOfCluster, clusters),
+                 .block = dim3(kThreads),
+                 .shared_bytes = sizeof(typename Config<kDim, kBlocksOfCluster>::Shared),
+                 .cluster = kBlocksOfCluster},
+                stream, arguments, rotary_frequencies(arguments.shape));
 }
 
 template <int kDim>
-cudaError_t launch_decode(const Arguments& arguments, dim3 grid, cudaStream_t stream) {
-  return launch(decode<kDim>, {grid, dim3(kThreads), sizeof(Shared<kDim>)}, stream, arguments,
-                rotary_frequencies(arguments.shape));
-}
-
-size_t parts(const AttentionShape& shape, int rows) {
-  return static_cast<size_t>(rows) * shape.key_heads * head_groups(shape) * max_splits(shape);
+cudaError_t launch_decode(const Arguments& arguments, int items, cudaStream_t stream) {
+  return blocks_of_cluster(arguments.shape) == 1 ? launch_decode<kDim, 1>(arguments, items, stream)
+                                                 : launch_decode<kDim, kCluster>(arguments, items, stream);
 }
 
 }  // namespace
@@ -357,16 +440,25 @@ cudaError_t attention_decode(const bf16* qkv, const bf16* q_norm, const bf16* k_
   const int items = rows * shape.key_heads * head_groups(shape);
   if (items > kCounters) return cudaErrorInvalidValue;
   const int dim = padded_dim(shape.head_dim);
-  const int limit = max_splits(shape);
-  const int shared_by = items >= kBlocksOfManyRows ? 1 : kBlocksOfManyRows / items;
-  const dim3 grid(items, shared_by < limit ? shared_by : limit);
   auto* partial = static_cast<float*>(scratch);
   auto* extents = reinterpret_cast<Extent*>(partial + parts(shape, rows) * kHeads * dim);
-  const Arguments arguments = {qkv,  q_norm,  k_norm,  key_cache, value_cache, position,
-                               slot, partial, extents, counters,  out,         shape};
-  if (dim == 64) return launch_decode<64>(arguments, grid, stream);
-  if (dim == 128) return launch_decode<128>(arguments, grid, stream);
-  return launch_decode<256>(arguments, grid, stream);
+  const Arguments arguments = {qkv,
+                               q_norm,
+                               k_norm,
+                               key_cache,
+                               value_cache,
+                               position,
+                               slot,
+                               partial,
+                               extents,
+                               counters,
+                               out,
+                               shape,
+                               max_parts(shape),
+                               kLog2E / std::sqrt(static_cast<float>(shape.head_dim))};
+  if (dim == 64) return launch_decode<64>(arguments, items, stream);
+  if (dim == 128) return launch_decode<128>(arguments, items, stream);
+  return launch_decode<256>(arguments, items, stream);
 }
 
 size_t attention_decode_scratch(AttentionShape shape, int rows) {

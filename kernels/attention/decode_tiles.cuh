@@ -1,23 +1,17 @@
-// What one warp does in decode: a tile of 16 keys against up to 8 query heads.
-//   scores^T [16 keys, 8 heads] = K [16, Dh] q^T,   result^T [Dh, 8 heads] += V^T [Dh, 16] weights^T
-// Tiles go from global memory directly into tensor-core fragments. The order of the elements along a
-// product's inner dimension is free, as long as both sides agree: it is chosen so that a lane's fragments are
-// 16 consecutive bytes of a row. kDim is Dh padded to a multiple of 64; r = lane / 4 and q = lane % 4.
+// What the warps of a block do in decode with a chunk of keys against up to 8 query heads, all of it in
+// shared memory:
+//   scores^T [16 keys, 8 heads] = K [16, Dh] q^T,   result^T [16 elements, 8 heads] += V^T [16, keys]
+//   weights^T
+// kDim is Dh padded to a multiple of 64; r = lane / 4 and q = lane % 4.
 #pragma once
 
+#include "kernels/attention/decode_cut.cuh"
 #include "kernels/attention/heads.cuh"
 
 namespace qwen::cuda {
 
-inline constexpr int kTileKeys = 16;
-inline constexpr float kMasked = -INFINITY;
-
-// Of queries in shared memory: free of bank conflicts.
-template <int kDim>
-inline constexpr int kQueryStride = kDim + 32;
-
-// Out of L2, in the order of the calls; 16 bytes, zeros where `valid` is false: one predicated load, where a
-// branch each would keep the loads of a tile from being issued together.
+// Out of L2, in the order of the calls; zeros where `valid` is false: one predicated load, where a branch
+// each would keep loads from being issued together.
 #ifdef QWEN_CUDA_EMULATION
 inline int64_t load_past_l1(const int64_t* p) { return *p; }
 inline uint4 load_past_l1(const bf16* p, bool valid) { return valid ? load_16(p) : uint4{0, 0, 0, 0}; }
@@ -39,143 +33,182 @@ __device__ __forceinline__ uint4 load_past_l1(const bf16* p, bool valid) {
 }
 #endif
 
-__device__ __forceinline__ uint32_t word(const uint4& v, int i) {
-  return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
+// Makes the compiler have computed v here, not earlier and not later: what is known before the wait for the
+// previous kernel costs nothing there and a good part of the kernel's time after it.
+#ifdef QWEN_CUDA_EMULATION
+template <typename T>
+void compute_now(T& /*v*/) {}
+#else
+__device__ __forceinline__ void compute_now(int& v) { asm volatile("" : "+r"(v)); }
+__device__ __forceinline__ void compute_now(uint32_t& v) { asm volatile("" : "+r"(v)); }
+__device__ __forceinline__ void compute_now(float& v) { asm volatile("" : "+f"(v)); }
+template <typename T>
+__device__ __forceinline__ void compute_now(T*& v) {
+  asm volatile("" : "+l"(v));
 }
+#endif
 
-// A tile's keys, lane 4 r + q: row r + 8 i, elements 32 s + 8 q to + 7.
-template <int kDim>
-struct KeyTile {
-  uint4 v[2][kDim / 32];
+// Rows of keys or values, their 16-byte pieces permuted by the row so that eight rows' pieces of one column,
+// which a matrix load takes at once, lie in different banks.
+template <int kDim, int kKeys>
+struct Rows {
+  static constexpr int kPieces = kDim / 8;
+  static constexpr int kRowBytes = kDim * 2;
+  static constexpr int kBytes = kKeys * kRowBytes;
 
-  // Rows from `end` on are zero.
-  __device__ __forceinline__ void load(const bf16* cache, int first, int end, int head_dim, int r, int q) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int key = first + r + 8 * i;
-      const bf16* from = cache + static_cast<int64_t>(key) * head_dim + 8 * q;
-      const int elements = key < end ? head_dim - 8 * q : 0;
-#pragma unroll
-      for (int s = 0; s < kDim / 32; ++s) v[i][s] = load_past_l1(from + 32 * s, 32 * s < elements);
-    }
+  // In bytes.
+  __device__ __forceinline__ static int piece(int row, int column) {
+    return row * kRowBytes + (column ^ (row & 7)) * 16;
   }
-  __device__ __forceinline__ void replace(int row, const bf16* key, int r, int q) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      if (row != r + 8 * i) continue;
-#pragma unroll
-      for (int s = 0; s < kDim / 32; ++s) v[i][s] = load_16(key + 32 * s + 8 * q);
+};
+
+// How a thread copies its pieces, which are all of one column.
+template <int kDim, int kKeys, int kThreads>
+struct RowsCopy {
+  using R = Rows<kDim, kKeys>;
+  static constexpr int kStep = kThreads / R::kPieces;
+  static_assert(kStep % 8 == 0);  // so the permutation stays
+
+  int row;
+  int column;
+
+  __device__ __forceinline__ explicit RowsCopy(int thread)
+      : row(thread / R::kPieces), column(thread % R::kPieces) {}
+
+  // Rows `first` to `end` - 1 of a cache, as far as they lie before `position`, whose own row is left to
+  // others, and zeros up to a whole tile.
+  __device__ __forceinline__ void copy(unsigned char* to, const bf16* cache, int first, int end, int position,
+                                       int head_dim) const {
+    int row_now = row;
+    compute_now(row_now);
+    to += R::piece(row_now, column);
+    const bool in_head = 8 * column < head_dim;
+    const bf16* const from = cache + (in_head ? 8 * column : 0);
+    const int last = first + (end - first + kTileKeys - 1) / kTileKeys * kTileKeys;
+#pragma unroll 2
+    for (int key = first + row_now; key < last; key += kStep, to += kStep * R::kRowBytes) {
+      const bf16* const from_key = from + static_cast<int64_t>(min(key, position)) * head_dim;
+      if (key != position) copy_async_16(to, from_key, key < position && in_head);
     }
   }
 };
 
-// A tile's values: rows q, q + 8, q + 4, q + 12, elements 64 b + 8 r to + 7.
-template <int kDim>
-struct ValueTile {
-  uint4 v[4][kDim / 64];
+// How the warps share a chunk: for the scores a tile of keys and a part of Dh each, for the weights a head,
+// for the result 16 or 32 elements of Dh each and all keys.
+template <int kDim, int kKeys>
+struct Chunk {
+  using R = Rows<kDim, kKeys>;
+  static constexpr int kTiles = kKeys / kTileKeys;
+  static constexpr int kParts = kHeads / kTiles;  // of Dh
+  static constexpr int kSteps = kDim / 16 / kParts;
+  static constexpr int kOfLane = kKeys / 32;
+  static constexpr int kOutputs = kDim >= 128 ? kDim / 128 : 1;  // tiles of Dh of a warp
+  static constexpr int kOutputWarps = kDim / 16 / kOutputs;
 
-  __device__ __forceinline__ static int row(int i, int q) { return q + 8 * (i % 2) + 4 * (i / 2); }
+  // Strides that keep what the warps read and write free of bank conflicts.
+  static constexpr int kQueryStride = kDim + 8;
+  static constexpr int kScoreStride = kKeys + 4;
+  static constexpr int kWeightStride = kKeys + 8;
 
-  __device__ __forceinline__ void load(const bf16* cache, int first, int end, int head_dim, int r, int q) {
+  using Queries = bf16[kHeads][kQueryStride];
+  using Scores = float[kParts][kHeads][kScoreStride];
+  using Weights = bf16[kHeads][kWeightStride];
+
+  // Offsets in bytes of what this lane reads and writes in a chunk.
+  int queries;
+  int keys;
+  int values;
+  int scores;
+  int head_scores;
+  int head_weights;
+  int weights;
+
+  __device__ __forceinline__ Chunk(int warp, int lane) {
+    const int first_step = warp / kTiles * kSteps;
+    const int row = warp % kTiles * kTileKeys;
+    const int r = lane / 4;
+    const int q = lane % 4;
+    queries = (lane % 8 * kQueryStride + 8 * (2 * first_step + lane / 8)) * 2;
+    keys = R::piece(row + lane % 16, 2 * first_step + lane / 16);
+    values = R::piece(lane / 16 * 8 + lane % 8, 2 * warp * kOutputs + lane / 8 % 2);
+    scores = ((warp / kTiles * kHeads + 2 * q) * kScoreStride + row + r) * 4;
+    head_scores = (warp * kScoreStride + kOfLane * lane) * 4;
+    head_weights = (warp * kWeightStride + kOfLane * lane) * 2;
+    weights = (r * kWeightStride + 2 * q) * 2;
+    for (int* const v : {&queries, &keys, &values, &scores, &head_scores, &head_weights, &weights})
+      compute_now(*v);
+  }
+
+  // The warp's part of the queries, as the second operand of its products.
+  __device__ __forceinline__ void load_queries(uint32_t (&to)[kSteps][2], const Queries& from) const {
+    static_assert(kSteps % 2 == 0);
+    const auto* const at = reinterpret_cast<const unsigned char*>(&from) + queries;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int key = first + row(i, q);
-      const bf16* from = cache + static_cast<int64_t>(key) * head_dim + 8 * r;
-      const int elements = key < end ? head_dim - 8 * r : 0;
-#pragma unroll
-      for (int b = 0; b < kDim / 64; ++b) v[i][b] = load_past_l1(from + 64 * b, 64 * b < elements);
+    for (int s = 0; s < kSteps; s += 2) {
+      uint32_t v[4];
+      load_matrix_x4(v, at + 32 * s);
+      to[s][0] = v[0], to[s][1] = v[1], to[s + 1][0] = v[2], to[s + 1][1] = v[3];
     }
   }
-  __device__ __forceinline__ void replace(int replaced, const bf16* value, int r, int q) {
+
+  // The warp's part of the scores of its tile.
+  __device__ __forceinline__ void multiply_keys(Scores& to, const unsigned char* unit,
+                                                const uint32_t (&from)[kSteps][2]) const {
+    float sums[2][4] = {};
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (replaced != row(i, q)) continue;
+    for (int s = 0; s < kSteps; ++s) {
+      uint32_t v[4];
+      load_matrix_x4(v, unit + (keys ^ (32 * s)));
+      mma_bf16(sums[s % 2], v, from[s]);
+    }
+    auto* const at = reinterpret_cast<float*>(reinterpret_cast<unsigned char*>(&to) + scores);
 #pragma unroll
-      for (int b = 0; b < kDim / 64; ++b) v[i][b] = load_16(value + 64 * b + 8 * r);
+    for (int i = 0; i < 4; ++i) at[i % 2 * kScoreStride + i / 2 * 8] = sums[0][i] + sums[1][i];
+  }
+
+  // The warp's head's scores of keys kOfLane * lane and on.
+  __device__ __forceinline__ void load_scores(float (&v)[kOfLane], const Scores& from) const {
+    const auto* const at =
+        reinterpret_cast<const float*>(reinterpret_cast<const unsigned char*>(&from) + head_scores);
+#pragma unroll
+    for (int i = 0; i < kOfLane; ++i) v[i] = at[i];
+#pragma unroll
+    for (int p = 1; p < kParts; ++p) {
+#pragma unroll
+      for (int i = 0; i < kOfLane; ++i) v[i] += at[p * kHeads * kScoreStride + i];
     }
   }
-};
-
-// queries [8, kQueryStride]. Scores of (key r, heads 2 q and 2 q + 1), then of key r + 8.
-template <int kDim>
-__device__ __forceinline__ void multiply_keys(float (&scores)[4], const KeyTile<kDim>& keys,
-                                              const bf16* queries, int r, int q) {
-  float odd[4] = {};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) scores[i] = 0;
-#pragma unroll
-  for (int s = 0; s < kDim / 32; ++s) {
-    const uint4 query = load_16(queries + r * kQueryStride<kDim> + 32 * s + 8 * q);
-    const uint4& low = keys.v[0][s];
-    const uint4& high = keys.v[1][s];
-    mma_bf16(scores, {low.x, high.x, low.y, high.y}, {query.x, query.y});
-    mma_bf16(odd, {low.z, high.z, low.w, high.w}, {query.z, query.w});
-  }
-#pragma unroll
-  for (int i = 0; i < 4; ++i) scores[i] += odd[i];
-}
-
-// result[4 b + j]: elements 64 b + 8 r + 2 j and + 1, each of heads 2 q and 2 q + 1.
-template <int kDim>
-__device__ __forceinline__ void multiply_values(float (&result)[kDim / 16][4], const ValueTile<kDim>& values,
-                                                const uint32_t (&weights)[2]) {
-#pragma unroll
-  for (int b = 0; b < kDim / 64; ++b) {
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const uint32_t rows[4] = {word(values.v[0][b], j), word(values.v[1][b], j), word(values.v[2][b], j),
-                                word(values.v[3][b], j)};
-      mma_bf16(result[4 * b + j],
-               {(rows[0] & 0xffffU) | rows[1] << 16, rows[0] >> 16 | (rows[1] & 0xffff0000U),
-                (rows[2] & 0xffffU) | rows[3] << 16, rows[2] >> 16 | (rows[3] & 0xffff0000U)},
-               weights);
+  __device__ __forceinline__ void store_weights(Weights& to, const float (&v)[kOfLane]) const {
+    auto* const at = reinterpret_cast<unsigned char*>(&to) + head_weights;
+    static_assert(kOfLane <= 2);
+    if constexpr (kOfLane == 2) {
+      *reinterpret_cast<uint32_t*>(at) = pack_bf16(v[0], v[1]);
+    } else {
+      *reinterpret_cast<bf16*>(at) = __float2bfloat16(v[0]);
     }
   }
-}
 
-// Of one lane: the two heads 2 q and 2 q + 1.
-template <int kDim>
-struct Accumulator {
-  float result[kDim / 16][4];
-  float maximum[2];
-  float sum[2];  // this lane's keys'
-
-  __device__ __forceinline__ void clear() {
+  // result[j]: elements r and r + 8 of the warp's tile j, each of heads 2 q and 2 q + 1.
+  __device__ __forceinline__ void multiply_values(float (&result)[kOutputs][4], const unsigned char* unit,
+                                                  const Weights& from, int rows) const {
+    const auto* const at =
+        reinterpret_cast<const uint32_t*>(reinterpret_cast<const unsigned char*>(&from) + weights);
+    float odd[kOutputs][4] = {};
 #pragma unroll
-    for (auto& tile : result) tile[0] = tile[1] = tile[2] = tile[3] = 0;
-    maximum[0] = maximum[1] = kMasked;
-    sum[0] = sum[1] = 0;
-  }
-
-  // Turns scores, of which at least one a head is not masked, into weights, and rescales what was there.
-  // Returns the weights as the operand of multiply_values.
-  __device__ __forceinline__ void weigh(uint32_t (&weights)[2], const float (&scores)[4], int r, int q) {
-    uint32_t pairs[2];  // keys r and r + 8 of a head
+    for (int s = 0; s < kTiles; ++s) {
+      if (s * kTileKeys >= rows) break;
+      const uint32_t b[2] = {at[8 * s], at[8 * s + 4]};
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      float top = fmaxf(scores[h], scores[h + 2]);
-#pragma unroll
-      for (int offset = 4; offset < 32; offset *= 2) top = fmaxf(top, __shfl_xor_sync(~0U, top, offset));
-      top = fmaxf(top, maximum[h]);
-      const float rescale = exp2f(maximum[h] - top);
-      maximum[h] = top;
-      const float low = exp2f(scores[h] - top);
-      const float high = exp2f(scores[h + 2] - top);
-      sum[h] = sum[h] * rescale + low + high;
-      pairs[h] = pack_bf16(low, high);
-#pragma unroll
-      for (auto& tile : result) {
-        tile[h] *= rescale;
-        tile[h + 2] *= rescale;
+      for (int j = 0; j < kOutputs; ++j) {
+        uint32_t v[4];
+        load_matrix_x4_transposed(v, unit + (values ^ (32 * j)) + s * kTileKeys * R::kRowBytes);
+        mma_bf16(s % 2 == 0 ? result[j] : odd[j], v, b);
       }
     }
-    // Lane 4 r + q needs head r of keys q, q + 8, then q + 4, q + 12.
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int source = 4 * (q + 4 * i) + r / 2;
-      const uint32_t even = __shfl_sync(~0U, pairs[0], source);
-      const uint32_t odd = __shfl_sync(~0U, pairs[1], source);
-      weights[i] = r % 2 == 0 ? even : odd;
+    for (int j = 0; j < kOutputs; ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) result[j][i] += odd[j][i];
     }
   }
 };

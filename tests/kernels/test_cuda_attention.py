@@ -80,6 +80,35 @@ def test_cuda_attention_decode_of_long_contexts(
     _check(gpu, heads, given)
 
 
+@pytest.mark.parametrize("cluster", ["8", "1"])
+@pytest.mark.parametrize(
+    ("heads", "positions"),
+    [
+        (cases.FULL, [65, 40]),
+        (cases.Heads(12, 1, 128, 32), [2047, 1040, 17]),
+        (cases.Heads(6, 3, 16, 16), [0, 1, 700, 64, 65, 200, 1300, 17]),
+    ],
+    ids=str,
+)
+def test_cuda_attention_decode_in_any_order(
+    gpu: Gpu,
+    generator: torch.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+    heads: cases.Heads,
+    positions: list[int],
+    cluster: str,
+) -> None:
+    if not gpu.emulated:
+        pytest.skip("a GPU has its own order")
+    monkeypatch.setenv("QWEN_EMULATED_CLUSTER", cluster)
+    given = cases.inputs(heads, len(positions), positions, max(positions) + 1, generator, gpu.device)
+    _check(gpu, heads, given)
+    forwards = _run(gpu, heads, given)
+    monkeypatch.setenv("QWEN_EMULATION_ORDER", "reverse")
+    for first, second in zip(forwards, _run(gpu, heads, given), strict=True):
+        assert torch.equal(first.nan_to_num(7.0), second.nan_to_num(7.0))
+
+
 @pytest.mark.parametrize("heads", [cases.Heads(9, 3, 32, 8), cases.Heads(4, 2, 64, 16)], ids=str)
 def test_cuda_attention_decode_of_a_row_depends_on_no_other(
     gpu: Gpu, generator: torch.Generator, heads: cases.Heads
