@@ -5,7 +5,6 @@ namespace qwen::cuda {
 namespace {
 
 __global__ void publish_kernel(PublishArguments a) {
-  let_next_kernel_start();
   wait_for_previous_kernel();
   const int row = static_cast<int>(threadIdx.x);
   const uint32_t number = *a.steps + 1;
@@ -18,6 +17,9 @@ __global__ void publish_kernel(PublishArguments a) {
     volatile uint64_t* entry = a.ring + static_cast<size_t>((number - 1) % kRingSteps) * a.rows + row;
     *entry = static_cast<uint64_t>(number) << 32 | static_cast<uint32_t>(token);
   }
+  // Not before: the next step's kernels read what this step wrote before they wait; see cuda/launch.h.
+  __threadfence();
+  let_next_kernel_start();
 }
 
 }  // namespace

@@ -17,7 +17,6 @@ struct DeltaShape {
   int key_dim;
   int value_dim;
   int taps;
-  int slots = 0;  // S; 0: unknown, which costs delta_step_decode some time
 
   __host__ __device__ int channels() const { return 2 * key_heads * key_dim + value_heads * value_dim; }
   __host__ __device__ int value_size() const { return value_heads * value_dim; }
@@ -41,8 +40,7 @@ cudaError_t delta_input_decode(const bf16* x, RmsNorm norm, Int4Matrix qkvz, con
 
 // Decode, 2: one step of the gated delta rule for each row, from its slot's state, advanced in place.
 //   recurrent_state [S, Hv, Dk, Dv]; a_log, dt_bias [Hv]; core [B, Z].
-// The slots are also read before the previous kernel has finished, to fetch the states: a copy may have
-// written them, a kernel not.
+// Slots and states are read before the previous kernel has ended: see cuda/launch.h.
 cudaError_t delta_step_decode(const float* mixed, const float* gates, const bf16* a_log, const bf16* dt_bias,
                               float* recurrent_state, const int64_t* slot, float* core, DeltaShape shape,
                               int rows, cudaStream_t stream);

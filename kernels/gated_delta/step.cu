@@ -1,6 +1,6 @@
 // One token of the gated delta rule moves a head's state through the machine once: 2 * Hv * Dk * Dv * 4
 // bytes, 4.2 MB for 32 heads of 128 by 128. A block keeps 32 columns of a head in registers, so that 128
-// blocks have the whole state in flight at once.
+// blocks have the whole state in flight at once, and the first token's before the previous kernel has ended.
 #include "kernels/cuda/primitives.cuh"
 #include "kernels/gated_delta/cuda.h"
 #include "kernels/gated_delta/gates.cuh"
@@ -9,178 +9,243 @@
 namespace qwen::cuda {
 namespace {
 
-constexpr int kRows = 4;  // of the state, consecutive, a thread; and four columns
-
-// Starts a read into L2, where a write by a kernel that still runs also goes: it may come before
-// wait_for_previous_kernel().
-__device__ __forceinline__ void prefetch_to_l2([[maybe_unused]] const void* p) {
-#ifndef QWEN_CUDA_EMULATION
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
-#endif
-}
-
+// A thread has four columns of kRows consecutive rows of the state. Two warps more have what all rows share:
+// one the norms of q and k, one the gates.
 template <int kKeyDim, int kColumns>
 struct Layout {
   static constexpr int kColumnGroups = kColumns / 4;
-  static constexpr int kRowGroups = kKeyDim / kRows;
-  static constexpr int kActive = kColumnGroups * kRowGroups;
-  static constexpr int kThreads = kActive < 32 ? 32 : kActive;
-  static constexpr int kWarps = kThreads / 32;
+  static constexpr int kQuads = kKeyDim * kColumnGroups;
+  static constexpr int kStateThreads = kQuads < 128 ? kQuads : 128;
+  static constexpr int kWarps = kStateThreads / 32;
+  static constexpr int kRows = kQuads / kStateThreads;
+  static constexpr int kThreads = kStateThreads + 64;
+  static_assert(kQuads % 32 == 0 && 32 % kColumnGroups == 0);
 };
 
-__device__ __forceinline__ void add_product(float4& sum, float x, const float4& y) {
-  sum.x += x * y.x;
-  sum.y += x * y.y;
-  sum.z += x * y.z;
-  sum.w += x * y.w;
+struct alignas(16) Norms {
+  float q_scale, k_scale;
+  float kq;  // the product as they are
+};
+struct alignas(8) Gates {
+  float decay, beta;
+};
+
+template <int kKeyDim, int kColumns>
+struct Exchanged {
+  float4 products[Layout<kKeyDim, kColumns>::kWarps][2][kColumns / 4];  // S^T k, S^T q of a warp's rows
+  Norms norms;
+  Gates gates;
+};
+
+// Makes the compiler compute an address here, not where it is used: after the wait every cycle counts.
+template <typename T>
+__device__ __forceinline__ void compute_now([[maybe_unused]] T*& address) {
+#ifndef QWEN_CUDA_EMULATION
+  asm volatile("" : "+l"(address));
+#endif
+}
+
+__device__ __forceinline__ float4 load4(const float* p) { return __ldcg(reinterpret_cast<const float4*>(p)); }
+
+template <int kRows>
+__device__ __forceinline__ void load_rows(float (&to)[kRows], const float* p) {
+  if constexpr (kRows % 4 == 0) {
+#pragma unroll
+    for (int i = 0; i < kRows; i += 4) {
+      const float4 four = load4(p + i);
+      to[i] = four.x;
+      to[i + 1] = four.y;
+      to[i + 2] = four.z;
+      to[i + 3] = four.w;
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) to[i] = __ldcg(p + i);
+  }
 }
 
 __device__ __forceinline__ float dot(const float4& x, const float4& y) {
   return x.x * y.x + x.y * y.y + x.z * y.z + x.w * y.w;
 }
 
-// Sums over the lanes that differ in the bits of kFirst and above.
+// Sums over the lanes that differ in the bits of kFirst and above. A lane gets kept_sums<kFirst> of them,
+// from the returned index on: fewer shuffles than all for each.
 template <int kFirst>
-__device__ __forceinline__ void add_across_lanes(float4& v) {
+inline constexpr int kept_sums = kFirst == 8 ? 2 : 1;
+template <int kFirst>
+__device__ __forceinline__ int add_across_lanes(float (&v)[8], int lane) {
+  int index = 0;
 #pragma unroll
-  for (int offset = kFirst; offset < 32; offset *= 2) {
-    v.x += __shfl_xor_sync(~0U, v.x, offset);
-    v.y += __shfl_xor_sync(~0U, v.y, offset);
-    v.z += __shfl_xor_sync(~0U, v.z, offset);
-    v.w += __shfl_xor_sync(~0U, v.w, offset);
+  for (int offset = 16, n = 8; offset >= kFirst; offset /= 2) {
+    if (n == 1) {
+      v[0] += __shfl_xor_sync(~0U, v[0], offset);
+      continue;
+    }
+    n /= 2;
+    const bool upper = (lane & offset) != 0;
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+      const float given = upper ? v[i] : v[i + n];
+      v[i] = (upper ? v[i + n] : v[i]) + __shfl_xor_sync(~0U, given, offset);
+    }
+    index += upper ? n : 0;
   }
+  return index;
 }
 
-// What a thread reads of a token: of all q and k its lane's four, of its rows of the state its four.
-struct Token {
-  float4 q, k, own_q, own_k, v;
-  float a, b;
-};
+// q and k from a lane's address on.
+template <int kKeyDim>
+__device__ __forceinline__ Norms norms_of(const float* q, const float* k, int lane) {
+  float4 query = {};
+  float4 key = {};
+  if (lane * 4 < kKeyDim) {
+    query = load4(q);
+    key = load4(k);
+  }
+  return {rsqrtf(warp_sum(dot(query, query)) + kL2Epsilon) * rsqrtf(static_cast<float>(kKeyDim)),
+          rsqrtf(warp_sum(dot(key, key)) + kL2Epsilon), warp_sum(dot(key, query))};
+}
 
-// Block (column slice and value head of the key head, key head, sequence). S the state, k and q normalized,
-// after the decay:
-//   delta = beta (v - S^T k);  S += k delta^T;  o = S^T q, which is (S before)^T q + (k.q) delta,
-// so that one reduction over the rows gives both. No __restrict__: it would let the compiler move reads ahead
-// of wait_for_previous_kernel().
+// Block (column slice and value head of the key head, key head, sequence). S the state, k and q normalized:
+//   S *= decay;  delta = beta (v - S^T k);  S += k delta^T;  o = S^T q, which is (S before)^T q + (k.q)
+//   delta.
+// So one reduction over the rows gives both products; of k and q as they are, so that it waits for no norm.
+// No __restrict__: it would let the compiler move reads ahead of wait_for_previous_kernel().
 template <int kKeyDim, int kColumns>
 __global__ __launch_bounds__(Layout<kKeyDim, kColumns>::kThreads) void recur(
     const float* mixed, const float* gates, const bf16* a_log, const bf16* dt_bias, float* recurrent_state,
     const int64_t* slot, float* core, DeltaShape shape, int64_t tokens) {
   using L = Layout<kKeyDim, kColumns>;
-  __shared__ float4 partial[2][L::kWarps][L::kColumnGroups][2];
+  __shared__ Exchanged<kKeyDim, kColumns> buffers[2];  // so a barrier a token is enough
   let_next_kernel_start();
 
-  // Dv, and so the slices, are a power of two: no division, which would come between the loads.
+  // Dv, and so the slices, are a power of two: no division, which would come before the first load.
   const unsigned slices = static_cast<unsigned>(shape.value_dim) / kColumns;
   const int shift = __ffs(static_cast<int>(slices)) - 1;
   const int head = static_cast<int>(blockIdx.y * (gridDim.x >> shift) + (blockIdx.x >> shift));
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
+  const bool has_state = warp < L::kWarps;
+  const bool has_norms = warp == L::kWarps;
   const int column_group = static_cast<int>(threadIdx.x) % L::kColumnGroups;
-  const int row_group = static_cast<int>(threadIdx.x) / L::kColumnGroups;
-  const bool active = row_group < L::kRowGroups;
+  const int first_row = static_cast<int>(threadIdx.x) / L::kColumnGroups * L::kRows;  // of the state
   const int column = static_cast<int>(blockIdx.x & (slices - 1)) * kColumns + column_group * 4;
-  const auto state_of = [&](int64_t s) {
-    return recurrent_state +
-           ((s * shape.value_heads + head) * kKeyDim + row_group * kRows) * shape.value_dim + column;
-  };
+  const int stride = shape.value_dim / 4;
 
-  // An exception to launch.h's rule: no kernel writes a slot's number, so it is there. A number that is no
-  // slot is not followed: whether a prefetch may fault is not documented.
-  if (active && column_group == 0) {
-    const int64_t expected = *static_cast<const volatile int64_t*>(slot + blockIdx.z);
-    if (expected >= 0 && expected < shape.slots) {
-      const float* const state = state_of(expected);
-#pragma unroll
-      for (int i = 0; i < kRows; ++i) prefetch_to_l2(state + i * shape.value_dim);
-    }
-  }
-  const float head_a_log = __bfloat162float(a_log[head]);
-  const float head_dt_bias = __bfloat162float(dt_bias[head]);
+  // What a thread reads of a token: rows of q and k and four columns of v, lanes' parts of q and k, or a and
+  // b.
+  const int64_t row = blockIdx.z * tokens;
+  const float* const token = mixed + row * shape.channels();
   const int keys = shape.key_heads * kKeyDim;
-  const int first_key = static_cast<int>(blockIdx.y) * kKeyDim;
-  const auto load_token = [&](int64_t row) {
-    const auto load4 = [](const float* p) { return *reinterpret_cast<const float4*>(p); };
-    const float* q = mixed + row * shape.channels() + first_key;
-    const float* k = q + keys;
-    Token token = {};
-    if (lane * 4 < kKeyDim) {
-      token.q = load4(q + lane * 4);
-      token.k = load4(k + lane * 4);
-    }
-    if (active) {
-      token.own_q = load4(q + row_group * kRows);
-      token.own_k = load4(k + row_group * kRows);
-    }
-    token.v = load4(mixed + row * shape.channels() + 2 * keys + head * shape.value_dim + column);
-    token.a = gates[row * 2 * shape.value_heads + head];
-    token.b = gates[row * 2 * shape.value_heads + shape.value_heads + head];
-    return token;
-  };
-  const int64_t first_row = blockIdx.z * tokens;
+  const float* first = token + blockIdx.y * kKeyDim;
+  const float* second = first + keys;
+  const float* v = token + 2 * keys + head * shape.value_dim + column;
+  float* out = core + row * shape.value_size() + head * shape.value_dim + column;
+  float4* state = nullptr;
+  float4 s[L::kRows];
+  float head_a_log = 0;
+  float head_dt_bias = 0;
+  if (has_state) {
+    // An exception to launch.h's rule.
+    const int64_t own = __ldcg(slot + blockIdx.z) * shape.value_heads + head;
+    state =
+        reinterpret_cast<float4*>(recurrent_state + (own * kKeyDim + first_row) * shape.value_dim + column);
+#pragma unroll
+    for (int i = 0; i < L::kRows; ++i) s[i] = __ldcg(state + i * stride);
+    first += first_row;
+    second += first_row;
+    compute_now(v);
+    compute_now(out);
+  } else if (has_norms) {
+    first += lane * 4;
+    second += lane * 4;
+  } else {
+    head_a_log = __bfloat162float(a_log[head]);
+    head_dt_bias = __bfloat162float(dt_bias[head]);
+    first = gates + row * 2 * shape.value_heads + head;
+    second = first + shape.value_heads;
+  }
+  const int step = has_state || has_norms ? shape.channels() : 2 * shape.value_heads;
+  compute_now(first);
+  compute_now(second);
   wait_for_previous_kernel();
 
-  const int64_t own_slot = slot[blockIdx.z];
-  Token token = load_token(first_row);  // while the slot's number is on its way
-  float4* const state = reinterpret_cast<float4*>(state_of(own_slot));
-  const int stride = shape.value_dim / 4;
-  float4 s[kRows] = {};
-#pragma unroll
-  for (int i = 0; i < kRows; ++i) {
-    if (active) s[i] = __ldcg(state + i * stride);
-  }
-
   for (int64_t t = 0; t < tokens; ++t) {
-    const int64_t row = first_row + t;
-    if (t > 0) token = load_token(row);
-
-    const float q_scale =
-        rsqrtf(warp_sum(dot(token.q, token.q)) + kL2Epsilon) * rsqrtf(static_cast<float>(kKeyDim));
-    const float k_scale = rsqrtf(warp_sum(dot(token.k, token.k)) + kL2Epsilon);
-    const float kq = warp_sum(dot(token.k, token.q)) * k_scale * q_scale;
-    const float decay = expf(log_decay(token.a, head_a_log, head_dt_bias));
-    const float beta = fast_sigmoid(token.b);
-    const float key[kRows] = {token.own_k.x * k_scale, token.own_k.y * k_scale, token.own_k.z * k_scale,
-                              token.own_k.w * k_scale};
-    const float query[kRows] = {token.own_q.x * q_scale, token.own_q.y * q_scale, token.own_q.z * q_scale,
-                                token.own_q.w * q_scale};
-
-    float4 sums[2] = {};  // S^T k, S^T q
+    auto& buffer = buffers[t % 2];
+    float key[L::kRows];
+    float4 value;
+    if (has_state) {
+      float query[L::kRows];
+      load_rows(query, first);
+      load_rows(key, second);
+      value = load4(v);
+      float products[8] = {};
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      s[i] = {s[i].x * decay, s[i].y * decay, s[i].z * decay, s[i].w * decay};
-      add_product(sums[0], key[i], s[i]);
-      add_product(sums[1], query[i], s[i]);
-    }
-    add_across_lanes<L::kColumnGroups>(sums[0]);
-    add_across_lanes<L::kColumnGroups>(sums[1]);
-    if constexpr (L::kWarps > 1) {
-      // Two buffers: a barrier a token is enough.
-      auto& buffer = partial[t % 2];
-      if (lane < 2 * L::kColumnGroups) {
-        buffer[warp][column_group][lane / L::kColumnGroups] = lane < L::kColumnGroups ? sums[0] : sums[1];
+      for (int i = 0; i < L::kRows; ++i) {
+        products[0] += key[i] * s[i].x;
+        products[1] += key[i] * s[i].y;
+        products[2] += key[i] * s[i].z;
+        products[3] += key[i] * s[i].w;
+        products[4] += query[i] * s[i].x;
+        products[5] += query[i] * s[i].y;
+        products[6] += query[i] * s[i].z;
+        products[7] += query[i] * s[i].w;
       }
-      __syncthreads();
-      sums[0] = sums[1] = {};
+      const int index = add_across_lanes<L::kColumnGroups>(products, lane);
+      float* const to = &buffer.products[warp][index / 4][column_group].x + index % 4;
+      if constexpr (kept_sums<L::kColumnGroups> == 2) {
+        *reinterpret_cast<float2*>(to) = {products[0], products[1]};
+      } else {
+        *to = products[0];
+      }
+    } else if (has_norms) {
+      const Norms norms = norms_of<kKeyDim>(first, second, lane);
+      if (lane == 0) buffer.norms = norms;
+    } else {
+      const float a = __ldcg(first);
+      const float b = __ldcg(second);
+      const Gates gates_of_head = {expf(log_decay(a, head_a_log, head_dt_bias)), fast_sigmoid(b)};
+      if (lane == 0) buffer.gates = gates_of_head;
+    }
+    __syncthreads();
+    if (has_state) {
+      const auto sum_over_warps = [&](int product) {
+        float4 sum = buffer.products[0][product][column_group];
 #pragma unroll
-      for (int w = 0; w < L::kWarps; ++w) {
-        add_product(sums[0], 1.0F, buffer[w][column_group][0]);
-        add_product(sums[1], 1.0F, buffer[w][column_group][1]);
+        for (int w = 1; w < L::kWarps; ++w) {
+          const float4& more = buffer.products[w][product][column_group];
+          sum = {sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w};
+        }
+        return sum;
+      };
+      const auto [q_scale, k_scale, kq] = buffer.norms;
+      const auto [decay, beta] = buffer.gates;
+      const float gain = beta * k_scale;
+      const float scale = decay * k_scale;
+      const float4 sums = sum_over_warps(0);
+      // By k_scale, which then is not the key's.
+      const float4 delta = {gain * (value.x - scale * sums.x), gain * (value.y - scale * sums.y),
+                            gain * (value.z - scale * sums.z), gain * (value.w - scale * sums.w)};
+#pragma unroll
+      for (int i = 0; i < L::kRows; ++i) {
+        s[i] = {decay * s[i].x + key[i] * delta.x, decay * s[i].y + key[i] * delta.y,
+                decay * s[i].z + key[i] * delta.z, decay * s[i].w + key[i] * delta.w};
+      }
+      if (first_row == 0) {
+        const float4 before = sum_over_warps(1);
+        *reinterpret_cast<float4*>(out) = {
+            q_scale * (decay * before.x + kq * delta.x), q_scale * (decay * before.y + kq * delta.y),
+            q_scale * (decay * before.z + kq * delta.z), q_scale * (decay * before.w + kq * delta.w)};
       }
     }
-    const float4 delta = {beta * (token.v.x - sums[0].x), beta * (token.v.y - sums[0].y),
-                          beta * (token.v.z - sums[0].z), beta * (token.v.w - sums[0].w)};
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) add_product(s[i], key[i], delta);
-    if (row_group == 0) {
-      add_product(sums[1], kq, delta);
-      *reinterpret_cast<float4*>(core + row * shape.value_size() + head * shape.value_dim + column) = sums[1];
-    }
+    first += step;
+    second += step;
+    v += step;
+    out += shape.value_size();
   }
+  if (!has_state) return;
 #pragma unroll
-  for (int i = 0; i < kRows; ++i) {
-    if (active) state[i * stride] = s[i];
-  }
+  for (int i = 0; i < L::kRows; ++i) state[i * stride] = s[i];
 }
 
 }  // namespace

@@ -26,15 +26,23 @@ __device__ T inclusive_scan(T value) {
   return value;
 }
 
+// The largest value of a warp's lanes.
+__device__ inline int warp_largest(int value) { return __reduce_max_sync(~0U, value); }
+__device__ inline uint32_t warp_largest(uint32_t value) { return __reduce_max_sync(~0U, value); }
+__device__ inline uint64_t warp_largest(uint64_t value) {
+  const uint32_t high = warp_largest(static_cast<uint32_t>(value >> 32));
+  const uint32_t low = static_cast<uint32_t>(value >> 32) == high ? static_cast<uint32_t>(value) : 0;
+  return static_cast<uint64_t>(high) << 32 | warp_largest(low);
+}
+
 // The largest value, in every thread.
 template <typename T>
 __device__ T block_max(T value) {
   __shared__ T warps[kWarps];
-  const auto larger = [](T a, T b) { return a < b ? b : a; };
-  for (int offset = 16; offset > 0; offset /= 2) value = larger(value, __shfl_xor_sync(~0U, value, offset));
+  value = warp_largest(value);
   if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = value;
   __syncthreads();
-  for (int w = 0; w < kWarps; ++w) value = larger(value, warps[w]);
+  value = warp_largest(warps[threadIdx.x % kWarps]);
   __syncthreads();
   return value;
 }

@@ -10,7 +10,7 @@ struct SampleArguments {
   const int64_t* tokens;            // [T]: the call's input tokens; T == B unless B is 1
   const int64_t* position;          // [B]: of each session's first token
   const int64_t* slot;              // [B], distinct
-  uint8_t* seen;                    // [S, V], mutated
+  uint8_t* seen;                    // [S, V], mutated; in words of four bytes, also the last
   const float* temperature;         // [B]
   const int64_t* top_k;             // [B]
   const float* top_p;               // [B]
@@ -25,7 +25,8 @@ struct SampleArguments {
   int vocabulary;                   // V
 };
 
-// scratch: sample_scratch(vocabulary, sessions) bytes.
+// scratch: sample_scratch(vocabulary, sessions) bytes. Slots and options are read before the previous kernel
+// has ended: see cuda/launch.h.
 cudaError_t sample(const SampleArguments& arguments, void* scratch, uint32_t* counters, cudaStream_t stream);
 size_t sample_scratch(int vocabulary, int sessions);
 

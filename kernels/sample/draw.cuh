@@ -2,6 +2,7 @@
 // score.
 #pragma once
 
+#include "kernels/sample/best.cuh"
 #include "kernels/sample/philox.h"
 #include "kernels/sample/select.cuh"
 
@@ -41,17 +42,25 @@ __global__ void __launch_bounds__(kThreads, 2)
   __shared__ SelectMemory memory;
   __shared__ uint32_t reserved;
   let_next_kernel_start();
-  wait_for_previous_kernel();
   const int session = blockIdx.y, v = blockIdx.x * kChunk + 4 * threadIdx.x;
   const Scratch s = session_scratch(scratch, session, in.vocabulary);
-  const State state = *s.state;
-  if (state.mode == Mode::kChosen) return;
+  const Mode mode = session_mode(in, session);
+  wait_for_previous_kernel();
+  if (mode == Mode::kGreedy) return;
+
+  const float4 logits = load_penalized(in, session, v);
+  const Bins bins = mode == Mode::kFilter ? s.state->bins : Bins{};
+  const Best largest = session_best(s, gridDim.x);
+  if (!isfinite(largest.logit)) {
+    if (blockIdx.x == 0 && threadIdx.x == 0) in.next_token[session] = largest.id;
+    return;
+  }
 
   const double none = -static_cast<double>(__uint_as_float(kInfinity));
-  const int64_t rows = in.tokens_count / in.sessions;
+  const int64_t rows = rows_of(in);
   const int64_t position = in.position[session] + rows - 1, seed = in.seed[session];
   const float min_p = in.min_p[session], least = min_p > 0.0F ? fminf(min_p, 1.0F) : 0.0F;
-  const uint4 four = load_distances(in, session, v, state.largest);
+  const uint4 four = distances_of(logits, largest.logit, in.temperature[session]);
   const uint32_t distances[4] = {four.x, four.y, four.z, four.w};
   double scores[4];
   bool is_candidate[4];
@@ -62,8 +71,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     is_candidate[i] = false;
     if (distances[i] >= kInfinity) continue;
     const uint32_t bin = bin_of(distances[i]);
-    const bool kept = bin < state.first_bin;
-    is_candidate[i] = !kept && (bin <= state.last_bin || bin == state.rank_bin);
+    const bool kept = bin < bins.first;
+    is_candidate[i] = !kept && (bin <= bins.last || bin == bins.rank);
     if (!kept && !is_candidate[i]) continue;
     const double logit = -static_cast<double>(__uint_as_float(distances[i]));
     // min_p concerns the draw alone: the other filters come first.
@@ -93,9 +102,9 @@ __global__ void __launch_bounds__(kThreads, 2)
     const Score score = {__ldcg(&s.scores[block].value), __ldcg(&s.scores[block].id)};
     if (is_better(score, best)) best = score;
   }
-  const uint32_t listed = __ldcg(&s.state->candidates);
+  const uint32_t listed = mode == Mode::kFilter ? __ldcg(&s.state->candidates) : 0;
   if (listed > 0) {
-    const uint64_t last = last_kept_key(s.keys, listed, state, in.top_k[session], in.top_p[session],
+    const uint64_t last = last_kept_key(s.keys, listed, *s.state, in.top_k[session], in.top_p[session],
                                         mass_unit(in.vocabulary), memory);
     for (uint32_t i = threadIdx.x; i < listed; i += kThreads) {
       const uint64_t key = __ldcg(s.keys + i);

@@ -13,7 +13,7 @@ cudaError_t sample(const SampleArguments& in, void* scratch, uint32_t* counters,
     return cudaErrorInvalidValue;
   }
   const LaunchShape shape = {dim3(sampling::blocks_of(in.vocabulary), in.sessions), dim3(sampling::kThreads)};
-  QWEN_RETURN_IF_CUDA_ERROR(launch(&sampling::find_best, shape, stream, in, scratch, counters));
+  QWEN_RETURN_IF_CUDA_ERROR(launch(&sampling::find_best, shape, stream, in, scratch));
   QWEN_RETURN_IF_CUDA_ERROR(launch(&sampling::filter_bins, shape, stream, in, scratch, counters));
   return launch(&sampling::draw_token, shape, stream, in, scratch, counters);
 }

@@ -108,11 +108,11 @@ __device__ inline uint64_t last_kept_key(const uint64_t* keys, uint32_t n, const
   const auto mass = [unit](uint64_t key) { return mass_of(static_cast<uint32_t>(key >> 32), unit); };
   uint64_t last = token_key(kInfinity - 1, -1);
   uint64_t total = state.total;
-  if (state.rank_bin < kBins) {
-    const uint64_t begin = token_key(bin_begin(state.rank_bin), 0);
+  if (state.bins.rank < kBins) {
+    const uint64_t begin = token_key(bin_begin(state.bins.rank), 0);
     const uint64_t ranked = select_key(
-        keys, n, begin, token_key(bin_end(state.rank_bin), -1), state.before_rank, static_cast<double>(top_k),
-        [](uint64_t) { return uint64_t{1}; }, memory);
+        keys, n, begin, token_key(bin_end(state.bins.rank), -1), state.before_rank,
+        static_cast<double>(top_k), [](uint64_t) { return uint64_t{1}; }, memory);
     // With all that equal it.
     last = token_key(static_cast<uint32_t>(ranked >> 32), -1);
     if (top_p < 1.0F) {
@@ -125,8 +125,8 @@ __device__ inline uint64_t last_kept_key(const uint64_t* keys, uint32_t n, const
     }
   }
   if (!(top_p < 1.0F)) return last;
-  return select_key(keys, n, token_key(bin_begin(state.first_bin), 0),
-                    min(last, token_key(bin_end(state.last_bin), -1)), state.mass_before_first,
+  return select_key(keys, n, token_key(bin_begin(state.bins.first), 0),
+                    min(last, token_key(bin_end(state.bins.last), -1)), state.mass_before_first,
                     mass_target(top_p, total), mass, memory);
 }
 

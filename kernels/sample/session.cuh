@@ -22,25 +22,41 @@ inline constexpr int kBins = 4 * kThreads;
 inline constexpr uint32_t kFirstBin = (127 - 10) * 128;
 inline constexpr uint32_t kInfinity = 0x7f800000;  // a distance's bits order as the distance does
 
-enum class Mode : uint32_t {
-  kChosen,  // next_token is written
+// Input tokens of a session; a division would come between the loads.
+__device__ inline int64_t rows_of(const SampleArguments& in) {
+  return in.sessions == 1 ? in.tokens_count : 1;
+}
+
+enum class Mode {
+  kGreedy,  // the largest logit
   kDraw,    // every token is kept
   kFilter,  // top-k or top-p drop some
 };
 
-// What is known of a session from the kernels before.
+// May be called before wait_for_previous_kernel(): see launch.h. A largest logit that is not finite is chosen
+// in every mode.
+__device__ inline Mode session_mode(const SampleArguments& in, int session) {
+  const int64_t top_k = __ldcg(in.top_k + session);
+  const float temperature = __ldcg(in.temperature + session), top_p = __ldcg(in.top_p + session);
+  if (!(temperature > 0.0F)) return Mode::kGreedy;
+  return (top_k > 0 && top_k < in.vocabulary) || top_p < 1.0F ? Mode::kFilter : Mode::kDraw;
+}
+
+// Tokens in bins below `first` are kept; those in first to last and in `rank` are candidates, others are
+// dropped.
+struct Bins {
+  uint32_t first = kBins, last = 0;
+  uint32_t rank = kBins;  // of the top_k-th token, kBins when top-k drops none
+};
+
+// Where the filters of a session cut.
 struct alignas(16) State {
-  Mode mode;
-  float largest;        // logit after penalties
-  uint32_t candidates;  // tokens in Scratch::keys
-  // Tokens in bins below first_bin are kept; those in first_bin to last_bin and in rank_bin are candidates,
-  // others are dropped.
-  uint32_t first_bin, last_bin;
-  uint32_t rank_bin;     // of the top_k-th token, kBins when top-k drops none
-  uint32_t before_rank;  // tokens in the bins before
-  uint64_t mass_before_rank;
-  uint64_t mass_before_first;
-  uint64_t total;  // mass of all tokens
+  Bins bins;
+  uint32_t candidates = 0;   // tokens in Scratch::keys
+  uint32_t before_rank = 0;  // tokens in the bins before
+  uint64_t mass_before_rank = 0;
+  uint64_t mass_before_first = 0;
+  uint64_t total = 0;  // mass of all tokens
 };
 
 struct Score {
@@ -51,7 +67,7 @@ struct Score {
 // The scratch of a session.
 struct Scratch {
   State* state;
-  uint64_t* bests;   // [blocks]: of each block's tokens, see best.cuh
+  uint64_t* bests;   // [blocks]: of each block's tokens, see best_key
   Score* scores;     // [blocks]: the best kept token of each block
   uint32_t* counts;  // [kBins]: tokens
   uint64_t* masses;  // [kBins]: likelihoods
@@ -98,8 +114,9 @@ struct Penalties {
   __device__ bool neutral() const { return presence == 0.0F && repetition == 1.0F; }
 };
 
+// May be called before wait_for_previous_kernel(), too.
 __device__ inline Penalties session_penalties(const SampleArguments& in, int session) {
-  return {in.presence_penalty[session], in.repetition_penalty[session]};
+  return {__ldcg(in.presence_penalty + session), __ldcg(in.repetition_penalty + session)};
 }
 
 __device__ inline float penalize(float logit, uint8_t seen, Penalties penalties) {
@@ -129,13 +146,15 @@ __device__ inline float4 penalize(float4 logits, const uint8_t* seen, int v, int
           penalize(logits.z, marks.z, penalties), penalize(logits.w, marks.w, penalties)};
 }
 
-// The bits of the distances of four tokens.
-__device__ inline uint4 load_distances(const SampleArguments& in, int session, int v, float largest) {
+// Four logits of a session after penalties.
+__device__ inline float4 load_penalized(const SampleArguments& in, int session, int v) {
   const int64_t vocabulary = in.vocabulary;
-  const float4 logits =
-      penalize(load_logits(in.logits + session * vocabulary, v, in.vocabulary),
-               in.seen + in.slot[session] * vocabulary, v, in.vocabulary, session_penalties(in, session));
-  const float temperature = in.temperature[session];
+  return penalize(load_logits(in.logits + session * vocabulary, v, in.vocabulary),
+                  in.seen + in.slot[session] * vocabulary, v, in.vocabulary, session_penalties(in, session));
+}
+
+// The bits of the distances of four tokens.
+__device__ inline uint4 distances_of(float4 logits, float largest, float temperature) {
   const auto distance = [&](float logit) { return __float_as_uint(fabsf((logit - largest) / temperature)); };
   return {distance(logits.x), distance(logits.y), distance(logits.z), distance(logits.w)};
 }

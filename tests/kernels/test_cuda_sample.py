@@ -118,18 +118,19 @@ def test_cuda_sample_of_a_session_depends_on_no_other(gpu: Gpu, generator: torch
 
 def test_cuda_sample_takes_the_lowest_of_equals_and_no_nan(gpu: Gpu) -> None:
     nan, inf = torch.nan, torch.inf
-    for logits, expected in (
-        ([1.0, 3.0, 3.0, 2.0, 3.0], 1),
-        ([-0.0, 0.0, -1.0, 0.0, -2.0], 0),
-        ([-1.0, -0.0, 0.0, 0.0, -2.0], 1),
-        ([nan, 1.0, nan, 2.0, 0.0], 3),
-        ([nan] * 5, 0),
-        ([-inf] * 5, 0),
-        ([0.0, inf, 5.0, inf, 0.0], 1),
+    greedy, narrow, free = (0.0, 1.0), (1.0, 0.01), (1.0, 1.0)  # (temperature, top_p)
+    for logits, expected, options in (
+        ([1.0, 3.0, 3.0, 2.0, 3.0], 1, [greedy]),
+        ([-0.0, 0.0, -1.0, 0.0, -2.0], 0, [greedy]),
+        ([-1.0, -0.0, 0.0, 0.0, -2.0], 1, [greedy]),
+        ([nan, 1.0, nan, 2.0, 0.0], 3, [greedy, narrow]),
+        ([nan] * 5, 0, [greedy, narrow, free]),
+        ([-inf] * 5, 0, [greedy, narrow, free]),
+        ([0.0, inf, 5.0, inf, 0.0], 1, [greedy, narrow, free]),
+        ([0.0] * 5000 + [inf] + [1.0] * 1000 + [inf], 5000, [greedy, narrow, free]),
     ):
-        for temperature in (0.0, 1.0) if not all(map(torch.isfinite, torch.tensor(logits))) else (0.0,):
-            case = cases.SampleCase(5, temperature=temperature, top_p=0.01)
-            arguments = _one(case, logits)
+        for temperature, top_p in options:
+            arguments = _one(cases.SampleCase(len(logits), temperature=temperature, top_p=top_p), logits)
             assert int(_run(gpu, arguments)[0]) == expected
             assert int(torch.ops.qwen.sample(*arguments)) == expected
 
@@ -143,6 +144,17 @@ def test_cuda_sample_marks_no_token_that_does_not_exist(gpu: Gpu) -> None:
         next_token, seen = _run(gpu, arguments)
         assert next_token.tolist() == [2]
         assert not seen.any()
+
+
+def test_cuda_sample_marks_neighbours(gpu: Gpu) -> None:
+    """Tokens that share words, of slots whose rows do, before and after the first that was generated."""
+    case = cases.SampleCase(4099, temperature=0.0, presence_penalty=1.5, repetition_penalty=1.3)
+    tokens = torch.tensor([0, 1, 2, 3, 1, 2046, 2047, 2048, 2049, 4097, 4098, 1, 4098, 2047])
+    for slot in range(3):
+        position, slots, seed, generated_from = torch.tensor([[7], [slot], [0], [7 + 5]])
+        seen = torch.zeros(3, case.vocabulary, dtype=torch.uint8)
+        logits = torch.full((1, case.vocabulary), -3.0)
+        _check(gpu, cases.arguments(case, logits, tokens, position, slots, seen, seed, generated_from))
 
 
 def test_cuda_sample_refuses_sizes_that_do_not_fit(gpu: Gpu, generator: torch.Generator) -> None:
