@@ -140,13 +140,12 @@ def decode_workloads(b: Bench, context: int) -> Iterator[Workload]:
         "attention_qkv", qkv_linear, qkv_weights[0].bytes, per_token=attention_layers, check=check_qkv
     )
 
-    for length in sorted({context, 4096, 32768}):
-        shape = m.AttentionShape(QUERY_HEADS, CACHE_HEADS, HEAD_DIM, ROTARY_DIM, 1e7, EPS, length + 64)
+    for length in sorted({context, 128, 4096, 32768}):
+        cache_length = max(4096, length) + 64  # the grid depends on it
+        shape = m.AttentionShape(QUERY_HEADS, CACHE_HEADS, HEAD_DIM, ROTARY_DIM, 1e7, EPS, cache_length)
         cache_bytes = 4.0 * CACHE_HEADS * length * HEAD_DIM
-        caches = [
-            (b.randn(1, CACHE_HEADS, length + 64, HEAD_DIM), b.randn(1, CACHE_HEADS, length + 64, HEAD_DIM))
-            for _ in range(sets_for(cache_bytes))
-        ]
+        cache = (1, CACHE_HEADS, cache_length, HEAD_DIM)
+        caches = [(b.randn(*cache), b.randn(*cache)) for _ in range(sets_for(cache_bytes))]
         q_norm, k_norm, mixed_out = (
             b.randn(HEAD_DIM, scale=0.1),
             b.randn(HEAD_DIM, scale=0.1),
@@ -199,9 +198,7 @@ def decode_workloads(b: Bench, context: int) -> Iterator[Workload]:
     # Experts.
     moe_shape = m.MoeShape(D, EXPERTS, TOP_K, INTERMEDIATE, INTERMEDIATE)
     router, shared_gate = b.randn(EXPERTS, D, scale=D**-0.5), b.randn(1, D, scale=D**-0.5)
-    normed, ids = b.empty(1, D), b.keep(torch.zeros(1, TOP_K, dtype=torch.int32, device="cuda"))
-    weights = b.empty(1, TOP_K + 1, dtype=torch.float32)
-    scratch = b.scratch(m.router_decode_scratch(moe_shape, 1))
+    router_logits = b.empty(1, EXPERTS + 1, dtype=torch.float32)
 
     def route(_: int) -> None:
         m.router_decode(
@@ -209,11 +206,7 @@ def decode_workloads(b: Bench, context: int) -> Iterator[Workload]:
             norm,
             router.data_ptr(),
             shared_gate.data_ptr(),
-            normed.data_ptr(),
-            ids.data_ptr(),
-            weights.data_ptr(),
-            scratch.data_ptr(),
-            b.counters.data_ptr(),
+            router_logits.data_ptr(),
             moe_shape,
             1,
             stream(),
@@ -221,24 +214,24 @@ def decode_workloads(b: Bench, context: int) -> Iterator[Workload]:
 
     def check_route() -> float:
         route(0)
-        logits = (rms(x, norm_weight) @ router.float().T).bfloat16().float()
-        top = logits.softmax(-1).topk(TOP_K)
-        assert torch.equal(ids[0].sort().values.long(), top.indices[0].sort().values), "wrong experts"
-        return relative(weights[:, :TOP_K], top.values / top.values.sum())
+        return relative(router_logits, rms(x, norm_weight) @ torch.cat((router, shared_gate)).float().T)
 
     yield Workload("router", route, 2.0 * (EXPERTS + 1) * D, per_token=LAYERS, check=check_route)
 
     gate_up, down = b.int4(2 * INTERMEDIATE, D, EXPERTS), b.int4(D, INTERMEDIATE, EXPERTS)
     shared_up, shared_down = b.int4(2 * INTERMEDIATE, D), b.int4(D, INTERMEDIATE)
-    choices = [
-        b.keep(torch.randperm(EXPERTS, device="cuda", generator=b.generator)[:TOP_K].int()) for _ in range(32)
+    # Calls choose other experts, of which no two are equal.
+    scores = [
+        b.keep(torch.randperm(EXPERTS + 1, device="cuda", generator=b.generator)[None] * 0.0078125)
+        for _ in range(32)
     ]
     act = b.empty(1, (TOP_K + 1) * INTERMEDIATE)
 
     def moe_gate_up(i: int) -> None:
         m.moe_gate_up_decode(
-            normed.data_ptr(),
-            choices[i % 32].data_ptr(),
+            x.data_ptr(),
+            norm,
+            scores[i % 32].data_ptr(),
             gate_up.struct,
             shared_up.struct,
             act.data_ptr(),
@@ -249,8 +242,8 @@ def decode_workloads(b: Bench, context: int) -> Iterator[Workload]:
 
     def check_gate_up() -> float:
         moe_gate_up(0)
-        expert = int(choices[0][3])
-        rows = (normed.float() @ gate_up.dense(expert).T).view(-1, 2, 8)
+        expert = int(scores[0][0, :EXPERTS].topk(TOP_K).indices[3])
+        rows = (rms(x, norm_weight) @ gate_up.dense(expert).T).view(-1, 2, 8)
         expected = (torch.nn.functional.silu(rows[:, 0]) * rows[:, 1]).flatten()
         return relative(act[0, 3 * INTERMEDIATE : 4 * INTERMEDIATE], expected)
 
@@ -261,8 +254,7 @@ def decode_workloads(b: Bench, context: int) -> Iterator[Workload]:
     def moe_down(i: int) -> None:
         m.moe_down_decode(
             act.data_ptr(),
-            choices[i % 32].data_ptr(),
-            weights.data_ptr(),
+            scores[i % 32].data_ptr(),
             down.struct,
             shared_down.struct,
             residual.data_ptr(),
@@ -275,10 +267,11 @@ def decode_workloads(b: Bench, context: int) -> Iterator[Workload]:
     def check_down() -> float:
         moe_down(0)
         total = residual[0].float()
-        for choice, expert in enumerate(choices[0].tolist()):
-            part = act[0, choice * INTERMEDIATE : (choice + 1) * INTERMEDIATE].float()
-            total = total + weights[0, choice] * (part @ down.dense(expert).T)
-        total = total + weights[0, TOP_K] * (act[0, TOP_K * INTERMEDIATE :].float() @ shared_down.dense().T)
+        top = scores[0][0, :EXPERTS].topk(TOP_K)
+        shares = (*top.values.softmax(-1), scores[0][0, EXPERTS].sigmoid())
+        experts = (*map(down.dense, top.indices.tolist()), shared_down.dense())
+        for part, share, expert in zip(act[0].float().chunk(TOP_K + 1), shares, experts, strict=True):
+            total = total + share * (part @ expert.T)
         return relative(y[0], total)
 
     yield Workload("moe_down", moe_down, (TOP_K + 1) * down.bytes, per_token=LAYERS, check=check_down)

@@ -13,3 +13,9 @@ def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     wide = expected.double()
     scale = wide.abs().clamp(min=wide.pow(2).mean().sqrt().item() + 1e-30)
     return ((actual.double() - wide).abs() / scale).max().item() if expected.numel() else 0.0
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """||actual - expected|| / ||expected||. NaN if either holds a NaN."""
+    wide = expected.double()
+    return float((actual.double() - wide).norm() / wide.norm())

@@ -6,10 +6,9 @@
 namespace qwen::cuda {
 namespace {
 
-// Rows below C go through the convolution and advance its state, the rest are z. Further blocks have a row of
-// the gates' bfloat16 weights a warp.
+// Rows below C go through the convolution and advance its state, the next Z are z, the last the gates.
 struct DeltaOutput {
-  const bf16* ab;           // [2 Hv, D]
+  Bf16Rows extra;           // ab [2 Hv, D]
   const bf16* conv_weight;  // [C, W]
   bf16* conv_state;         // [S, C, W - 1]
   const int64_t* slot;      // [B]
@@ -18,7 +17,6 @@ struct DeltaOutput {
   float* gates;             // [B, 2 Hv]
   int channels;             // C
   int value_size;           // Z
-  int gate_rows;            // 2 Hv
   int taps;                 // W
 
   static constexpr bool kExtra = true;
@@ -31,24 +29,32 @@ struct DeltaOutput {
   __device__ bf16* state_of(const Prepared& prepared, int out) const {
     return conv_state + (static_cast<int64_t>(prepared.slot) * channels + out) * (taps - 1);
   }
-  __device__ Prepared prepare(int row, int out) const {
+  // No kernel writes a slot's number: it may be read before the wait.
+  __device__ Prepared begin(int row, int out) const {
     Prepared prepared = {};
     if (out >= channels) return prepared;
     prepared.slot = static_cast<int>(slot[row]);
-    const bf16* state = state_of(prepared, out);
 #pragma unroll
     for (int i = 0; i < kMaxTaps; ++i) {
       if (i < taps) prepared.filter[i] = __bfloat162float(conv_weight[out * taps + i]);
     }
+    return prepared;
+  }
+  __device__ void prepare(Prepared& prepared, int /*row*/, int out) const {
+    if (out >= channels) return;
+    const bf16* state = state_of(prepared, out);
 #pragma unroll
     for (int i = 0; i < kMaxTaps - 1; ++i) {
       if (i < taps - 1) prepared.history[i] = __bfloat162float(state[i]);
     }
-    return prepared;
   }
 
   __device__ void store(int row, int out, float sum, const Prepared& prepared) const {
     const bf16 rounded = __float2bfloat16(sum);
+    if (out >= channels + value_size) {
+      gates[static_cast<int64_t>(row) * extra.n + out - channels - value_size] = __bfloat162float(rounded);
+      return;
+    }
     if (out >= channels) {
       z[static_cast<int64_t>(row) * value_size + out - channels] = rounded;
       return;
@@ -74,31 +80,6 @@ struct DeltaOutput {
       }
     }
   }
-
-  int extra_blocks(int warps) const { return (gate_rows + warps - 1) / warps; }
-  static int extra_shared_bytes(int k, int warps) { return warps * k * 2; }
-
-  // The row of this warp into shared memory; each lane copies what it will read.
-  __device__ void copy_extra(unsigned char* shared, int k, int block) const {
-    const int warp = static_cast<int>(threadIdx.x) / 32;
-    const int gate = min(block * static_cast<int>(blockDim.x) / 32 + warp, gate_rows - 1);
-    for (int chunk = static_cast<int>(threadIdx.x) % 32; chunk < k / 8; chunk += 32) {
-      copy_async_16(shared + (warp * (k / 8) + chunk) * 16, ab + static_cast<int64_t>(gate) * k + chunk * 8);
-    }
-    copy_async_commit();
-  }
-
-  __device__ void run_extra(const Activations& x, const unsigned char* shared, int rows, int k,
-                            int block) const {
-    const int warp = static_cast<int>(threadIdx.x) / 32;
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    const int gate = block * static_cast<int>(blockDim.x) / 32 + warp;
-    copy_async_wait<0>();
-    if (gate >= gate_rows) return;
-    dot_rows(x, shared + warp * k * 2, rows, k, [&](int row, float sum) {
-      if (lane == 0) gates[row * gate_rows + gate] = round_bf16(sum);
-    });
-  }
 };
 
 // The gated norm of the recurrence's output, head by head.
@@ -109,57 +90,51 @@ struct GatedNormInput {
   float eps;
   int dim;  // Dv
 
-  __device__ void copy_weights(unsigned char* shared, int /*k*/) const {
-    for (int chunk = static_cast<int>(threadIdx.x); chunk < dim / 8; chunk += static_cast<int>(blockDim.x)) {
-      copy_async_16(shared + chunk * 16, weight + chunk * 8);
-    }
-    copy_async_commit();
-  }
+  static constexpr bool kNorm = false;
+  using Weights = Bf16Four;
+  struct Raw {
+    float2 low, high;
+    Bf16Four gate;
+  };
 
-  template <int kGroup, int kLaterCopies>
-  __device__ void load(const Activations& to, const unsigned char* shared, float* /*partial*/, int rows,
-                       int k) const {
-    copy_async_wait<kLaterCopies>();
-    __syncthreads();  // other threads copied some of the weights
-    const int chunks = (k + 63) / 64 * 8;
-#pragma unroll 1
-    for (int row = 0; row < rows; ++row) {
-#pragma unroll 1
-      for (int base = 0; base < chunks; base += static_cast<int>(blockDim.x)) {
-        const int chunk = base + static_cast<int>(threadIdx.x);
-        float value[8] = {};
-        uint4 gate = make_uint4(0, 0, 0, 0);
-        if (chunk < k / 8) {
-          const int64_t at = static_cast<int64_t>(row) * k + chunk * 8;
-          const float4 low = *reinterpret_cast<const float4*>(core + at);
-          const float4 high = *reinterpret_cast<const float4*>(core + at + 4);
-          gate = *reinterpret_cast<const uint4*>(z + at);
-          const float all[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-#pragma unroll
-          for (int i = 0; i < 8; ++i) value[i] = round_bf16(all[i]);
-        }
-        float squares = 0;
-#pragma unroll
-        for (int i = 0; i < 8; ++i) squares += value[i] * value[i];
-        const float scale = rsqrtf(warp_sum(squares, dim / 8) / static_cast<float>(dim) + eps);
-        const uint4 weights = *reinterpret_cast<const uint4*>(shared + (chunk & (dim / 8 - 1)) * 16);
-        uint4 v;
-        v.x = gated_pair(value[0], value[1], scale, weights.x, gate.x);
-        v.y = gated_pair(value[2], value[3], scale, weights.y, gate.y);
-        v.z = gated_pair(value[4], value[5], scale, weights.z, gate.z);
-        v.w = gated_pair(value[6], value[7], scale, weights.w, gate.w);
-        store_columns<kGroup>(to, row, chunk, v, chunk < chunks);
-      }
-    }
-    __syncthreads();
+  __device__ Weights weights(int column, int k) const {
+    return column < k ? Weights{load_two(column), load_two(column + 16)} : Weights{};
   }
+  __device__ uint32_t load_two(int column) const {
+    return *reinterpret_cast<const uint32_t*>(weight + (column & (dim - 1)));  // a power of two
+  }
+  __device__ Raw load(int row, int column, int k) const {
+    const int64_t at = static_cast<int64_t>(row) * k + column;
+    return {*reinterpret_cast<const float2*>(core + at), *reinterpret_cast<const float2*>(core + at + 16),
+            Bf16Four::read(z + at)};
+  }
+  __device__ Four finish(const Raw& raw, const Weights& weights, float& /*square*/) const {
+    Four v = {{round_bf16(raw.low.x), round_bf16(raw.low.y)}, {round_bf16(raw.high.x), round_bf16(raw.high.y)}};
+    float low = v.low[0] * v.low[0] + v.low[1] * v.low[1];
+    float high = v.high[0] * v.high[0] + v.high[1] * v.high[1];
+    // A lane's columns are of one head, or of two that are too small to reach over 16.
+    if (dim >= 32) {
+      low = high = warp_sum(low + high, dim / 4);
+    } else {
+      low = warp_sum(low, dim / 2);
+      high = warp_sum(high, dim / 2);
+    }
+    const Four weight_of = weights.widen();
+    const Four gate = raw.gate.widen();
+    const float low_scale = rsqrtf(low / static_cast<float>(dim) + eps);
+    const float high_scale = rsqrtf(high / static_cast<float>(dim) + eps);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      v.low[i] = gated(v.low[i] * low_scale, weight_of.low[i], gate.low[i]);
+      v.high[i] = gated(v.high[i] * high_scale, weight_of.high[i], gate.high[i]);
+    }
+    return v;
+  }
+  int least_columns() const { return dim; }
 
   // The normalized value and its product with the weight are each rounded, as norm/reference.py does.
-  __device__ static uint32_t gated_pair(float a, float b, float scale, uint32_t weight, uint32_t gate) {
-    const uint32_t normalized = pack_bf16(a * scale, b * scale);
-    const uint32_t weighted =
-        pack_bf16(low_bf16(weight) * low_bf16(normalized), high_bf16(weight) * high_bf16(normalized));
-    return pack_bf16(low_bf16(weighted) * silu(low_bf16(gate)), high_bf16(weighted) * silu(high_bf16(gate)));
+  __device__ static float gated(float normalized, float weight, float gate) {
+    return round_bf16(weight * round_bf16(normalized)) * __fdividef(gate, 1.0F + __expf(-gate));
   }
 };
 
@@ -168,9 +143,10 @@ struct GatedNormInput {
 cudaError_t delta_input_decode(const bf16* x, RmsNorm norm, Int4Matrix qkvz, const bf16* ab,
                                const bf16* conv_weight, bf16* conv_state, const int64_t* slot, float* mixed,
                                bf16* z, float* gates, DeltaShape shape, int rows, cudaStream_t stream) {
-  if (!shape.has_valid_taps() || qkvz.n != shape.channels() + shape.value_size())
+  if (!shape.has_valid_taps() || norm.weight == nullptr || qkvz.n != shape.channels() + shape.value_size())
     return cudaErrorInvalidValue;
-  const DeltaOutput output = {ab,
+  const int gate_rows = 2 * shape.value_heads;
+  const DeltaOutput output = {{ab, ab, gate_rows, gate_rows, qkvz.k},
                               conv_weight,
                               conv_state,
                               slot,
@@ -179,7 +155,6 @@ cudaError_t delta_input_decode(const bf16* x, RmsNorm norm, Int4Matrix qkvz, con
                               gates,
                               shape.channels(),
                               shape.value_size(),
-                              2 * shape.value_heads,
                               shape.taps};
   return launch_decode(kDeltaInput, NormedInput{x, norm}, qkvz, output, rows, stream);
 }

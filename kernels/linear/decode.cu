@@ -12,7 +12,8 @@ struct HeadOutput {
   static constexpr bool kExtra = false;
   struct Prepared {};
 
-  __device__ Prepared prepare(int /*row*/, int /*out*/) const { return {}; }
+  __device__ Prepared begin(int /*row*/, int /*out*/) const { return {}; }
+  __device__ void prepare(Prepared& /*prepared*/, int /*row*/, int /*out*/) const {}
   __device__ void store(int row, int out, float sum, Prepared /*prepared*/) const {
     y[static_cast<int64_t>(row) * n + out] = round_bf16(sum);
   }
@@ -22,12 +23,15 @@ struct HeadOutput {
 
 cudaError_t int4_linear_decode(const bf16* x, RmsNorm norm, Int4Matrix w, const bf16* residual, bf16* y,
                                int rows, cudaStream_t stream) {
-  return launch_decode(kLinearDecode, NormedInput{x, norm}, w, ResidualOutput{residual, y, w.n}, rows,
-                       stream);
+  const ResidualOutput output = {residual, y, w.n};
+  if (norm.weight == nullptr) return launch_decode(kLinearDecode, PlainInput{x}, w, output, rows, stream);
+  return launch_decode(kLinearDecode, NormedInput{x, norm}, w, output, rows, stream);
 }
 
 cudaError_t int4_head(const bf16* x, RmsNorm norm, Int4Matrix w, float* y, int rows, cudaStream_t stream) {
-  return launch_decode(kHead, NormedInput{x, norm}, w, HeadOutput{y, w.n}, rows, stream);
+  const HeadOutput output = {y, w.n};
+  if (norm.weight == nullptr) return launch_decode(kHead, PlainInput{x}, w, output, rows, stream);
+  return launch_decode(kHead, NormedInput{x, norm}, w, output, rows, stream);
 }
 
 }  // namespace qwen::cuda

@@ -10,9 +10,10 @@ namespace qwen::cuda {
 // A logit, whose value is a bfloat16's, as its 16 bits in an order that unsigned integers have; both zeros
 // are one.
 __device__ __forceinline__ uint32_t ordered_logit(float logit) {
-  if (logit != logit) return 0xffffU;
-  const uint32_t bits = __float_as_uint(logit + 0.0F) >> 16;
-  return (bits & 0x8000U) != 0 ? ~bits & 0xffffU : bits | 0x8000U;
+  const uint32_t bits = __float_as_uint(logit + 0.0F);
+  const uint32_t negative = static_cast<uint32_t>(static_cast<int32_t>(bits) >> 31);
+  const uint32_t ordered = (bits ^ (negative | 0x80000000U)) >> 16;
+  return logit != logit ? 0xffffU : ordered;
 }
 
 // A logit above its expert's index reversed: the largest key is the best choice. No two are equal, none is 0.
@@ -42,6 +43,72 @@ __device__ __forceinline__ uint32_t choose_experts(uint32_t (&keys)[kPerLane], i
     if (static_cast<int>(threadIdx.x) % 32 == choice) own = best;
   }
   return own;
+}
+
+template <int kPerLane>
+__device__ __forceinline__ void sort_descending(uint32_t (&keys)[kPerLane]) {
+#pragma unroll
+  for (int size = 2; size <= kPerLane; size *= 2) {
+#pragma unroll
+    for (int stride = size / 2; stride > 0; stride /= 2) {
+#pragma unroll
+      for (int i = 0; i < kPerLane; ++i) {
+        const int j = i ^ stride;
+        if (j < i) continue;
+        const uint32_t most = max(keys[i], keys[j]);
+        const uint32_t least = min(keys[i], keys[j]);
+        keys[i] = (i & size) == 0 ? most : least;
+        keys[j] = (i & size) == 0 ? least : most;
+      }
+    }
+  }
+}
+
+// As choose_experts, the `count` best of a row's logits [E]. Made for latency: the loads are on their way
+// together, and lanes that have their keys in order find a choice by one reduction.
+__device__ __forceinline__ uint32_t choose_experts(const float* logits, int experts, int count) {
+  constexpr int kPerLane = 8;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const float* own_logits = logits + lane;
+  uint32_t own = 0;
+#pragma unroll 1
+  for (int first = 0; first < experts; first += 32 * kPerLane) {
+    float values[kPerLane];
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      values[i] = first + i * 32 + lane < experts ? __ldcg(own_logits + first + i * 32) : 0.0F;
+    }
+    uint32_t keys[kPerLane];
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      const int expert = first + i * 32 + lane;
+      const uint32_t key = choice_key(values[i], expert);
+      keys[i] = expert < experts ? key : 0;
+    }
+    sort_descending(keys);
+    uint32_t before = own;  // of the experts below `first`
+#pragma unroll 1
+    for (int choice = 0; choice < count; ++choice) {
+      const uint32_t best = __reduce_max_sync(~0U, max(keys[0], before));
+      if (before == best) before = 0;
+      if (keys[0] == best) {
+#pragma unroll
+        for (int i = 0; i < kPerLane - 1; ++i) keys[i] = keys[i + 1];
+        keys[kPerLane - 1] = 0;
+      }
+      if (lane == choice) own = best;
+    }
+  }
+  return own;
+}
+
+// The weight of a lane's choice among the `top_k`: a softmax over all experts, normalized over the chosen,
+// in which the sum over all cancels.
+__device__ __forceinline__ float choice_weight(uint32_t own, int top_k) {
+  const float logit = logit_of(own);
+  const float most = __shfl_sync(~0U, logit, 0);
+  const float share = static_cast<int>(threadIdx.x) % 32 < top_k ? expf(logit - most) : 0.0F;
+  return round_bf16(share / warp_sum(share));
 }
 
 // The weight of the shared expert.

@@ -19,30 +19,25 @@ struct MoeShape {
   int shared_intermediate;  // Is
 };
 
-// Decode, 1: normed = norm(x), the A best experts of each row and their weights, and the shared expert's
-// gate.
-//   x [B, D]; router [E, D]; shared_gate [1, D]; normed [B, D]; ids i32 [B, A]; weights [B, A + 1], the last
-//   sigmoid(x shared_gate^T). Logits and weights are rounded to bfloat16 as reference.router does; NaN comes
-//   first, and of equal logits the lowest expert. scratch: router_decode_scratch(shape, rows) bytes.
+// Decode, 1: the logits of norm(x), float32 [B, E + 1], the last for the shared expert, rounded to bfloat16.
+//   x [B, D]; router [E, D]; shared_gate [1, D].
 cudaError_t router_decode(const bf16* x, RmsNorm norm, const bf16* router, const bf16* shared_gate,
-                          bf16* normed, int32_t* ids, float* weights, void* scratch, uint32_t* counters,
-                          MoeShape shape, int rows, cudaStream_t stream);
-size_t router_decode_scratch(MoeShape shape, int rows);
+                          float* logits, MoeShape shape, int rows, cudaStream_t stream);
 
-// Decode, 2: act = silu(gate) * up of the chosen experts and of the shared one.
-//   gate_up: E of N = 2 I, K = D; shared_gate_up: N = 2 Is; act [B, A I + Is], choice by choice, the shared
-//   one last.
-cudaError_t moe_gate_up_decode(const bf16* normed, const int32_t* ids, Int4Experts gate_up,
+// Decode, 2: act = silu(gate) * up of norm(x), by each row's A best experts and by the shared one.
+//   gate_up: E of N = 2 I, K = D; shared_gate_up: N = 2 Is; act [B, A I + Is], choice by choice, best first,
+//   the shared one last. Of logits NaN comes first, and of equal ones the lowest expert.
+cudaError_t moe_gate_up_decode(const bf16* x, RmsNorm norm, const float* logits, Int4Experts gate_up,
                                Int4Matrix shared_gate_up, bf16* act, MoeShape shape, int rows,
                                cudaStream_t stream);
 
 // Decode, 3: y = residual + sum over choices of weight * act down^T, the shared expert included.
-//   down: E of N = D, K = I; shared_down: K = Is; residual, y [B, D] (may be the same).
-// Must directly follow moe_gate_up_decode in the stream, or a copy: it reads ids before it waits for its
-// predecessor, which lets it start when they are there (launch.h).
-cudaError_t moe_down_decode(const bf16* act, const int32_t* ids, const float* weights, Int4Experts down,
-                            Int4Matrix shared_down, const bf16* residual, bf16* y, MoeShape shape, int rows,
-                            cudaStream_t stream);
+//   down: E of N = D, K = I; shared_down: K = Is; residual, y [B, D] (may be the same). The weights are
+//   those of reference.router, and the sigmoid of the last logit, rounded to bfloat16.
+// Must directly follow moe_gate_up_decode in the stream, or a copy: it reads the logits before it waits for
+// its predecessor, which lets it start when they are there (launch.h).
+cudaError_t moe_down_decode(const bf16* act, const float* logits, Int4Experts down, Int4Matrix shared_down,
+                            const bf16* residual, bf16* y, MoeShape shape, int rows, cudaStream_t stream);
 
 // Prefill, 1: from the logits [T, E] (float32, rounded to bfloat16) to ids i32 [T, A] and weights [T, A].
 cudaError_t router_prefill(const float* logits, int32_t* ids, float* weights, MoeShape shape, int64_t tokens,

@@ -5,7 +5,6 @@ namespace qwen::cuda {
 
 void bind_moe_decode(pybind11::module_& m) {
   bind(m, "router_decode", router_decode);
-  bind(m, "router_decode_scratch", router_decode_scratch);
   bind(m, "moe_gate_up_decode", moe_gate_up_decode);
   bind(m, "moe_down_decode", moe_down_decode);
 }

@@ -26,5 +26,5 @@ SMALL = [
     DecodeCase(1, 40 * 32, 12, 8, 96, 32, 32),
 ]
 FULL = [DecodeCase(rows, 2048, 256, 8, 512, 512, group) for rows in (1, 8) for group in (32, 128)]
-# Experts, chosen: as many as the router takes, and one lane's share of keys more or less than full.
+# Experts, chosen: as many as there may be, and more or fewer than a warp looks at at once.
 ROUTERS = [(1, 1), (8, 8), (33, 32), (256, 8), (257, 6), (1000, 32), (1024, 8)]

@@ -87,8 +87,7 @@ QWEN_SHIM AOTITorchError qwen_aoti_torch_cuda_deltanet_block(
                                     .value_heads = static_cast<int>(value_heads),
                                     .key_dim = static_cast<int>(state.sizes[2]),
                                     .value_dim = static_cast<int>(state.sizes[3]),
-                                    .taps = static_cast<int>(conv_weight.sizes[1]),
-                                    .slots = static_cast<int>(state.sizes[0])};
+                                    .taps = static_cast<int>(conv_weight.sizes[1])};
     const int64_t channels = shape.channels();
     require(num_key_heads > 0 && value_heads % num_key_heads == 0,
             "value heads are no multiple of key heads");

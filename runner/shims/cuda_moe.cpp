@@ -26,15 +26,11 @@ struct Experts {
 void decode(const Experts& moe, bf16* y) {
   const int rows = static_cast<int>(moe.rows);
   const cuda::MoeShape& shape = moe.shape;
-  const Scratch<bf16> normed(moe.rows * shape.hidden);
-  const Scratch<int32_t> ids(moe.rows * shape.top_k);
-  const Scratch<float> weights(moe.rows * (shape.top_k + 1));
+  const Scratch<float> logits(moe.rows * (shape.experts + 1));
   const Scratch<bf16> act(moe.rows * (shape.top_k * shape.intermediate + shape.shared_intermediate));
-  const Scratch<std::byte> scratch(static_cast<int64_t>(cuda::router_decode_scratch(shape, rows)));
-  QWEN_LAUNCH(router_decode, moe.x, moe.norm, moe.router, moe.shared_gate, normed, ids, weights, scratch,
-              cuda_scope().counters, shape, rows);
-  QWEN_LAUNCH(moe_gate_up_decode, normed, ids, moe.gate_up, moe.shared_gate_up, act, shape, rows);
-  QWEN_LAUNCH(moe_down_decode, act, ids, weights, moe.down, moe.shared_down, moe.x, y, shape, rows);
+  QWEN_LAUNCH(router_decode, moe.x, moe.norm, moe.router, moe.shared_gate, logits, shape, rows);
+  QWEN_LAUNCH(moe_gate_up_decode, moe.x, moe.norm, logits, moe.gate_up, moe.shared_gate_up, act, shape, rows);
+  QWEN_LAUNCH(moe_down_decode, act, logits, moe.down, moe.shared_down, moe.x, y, shape, rows);
 }
 
 void prefill(const Experts& moe, bf16* y) {
@@ -54,8 +50,8 @@ void prefill(const Experts& moe, bf16* y) {
   const Scratch<bf16> shared_act(tokens * shape.shared_intermediate);
   const Scratch<bf16> shared(tokens * shape.hidden);
   QWEN_LAUNCH(rms_norm, moe.x, moe.norm, normed, tokens, shape.hidden);
-  QWEN_LAUNCH(float_linear_prefill, normed, moe.router, logits, tokens, shape.hidden, shape.experts);
-  QWEN_LAUNCH(float_linear_prefill, normed, moe.shared_gate, shared_logit, tokens, shape.hidden, 1);
+  QWEN_LAUNCH(router_logits_prefill, normed, moe.router, moe.shared_gate, logits, shared_logit, tokens,
+              shape.hidden, shape.experts);
   QWEN_LAUNCH(router_prefill, logits, ids, weights, shape, tokens);
   QWEN_LAUNCH(moe_sort, ids, order, offsets, scratch, shape, tokens);
   QWEN_LAUNCH(moe_gate_up_prefill, normed, order, offsets, moe.gate_up, act, shape, tokens);

@@ -10,9 +10,11 @@ from qwen_runner.kernels.gated_delta import reference
 from qwen_runner.kernels.linear import cuda_cases_decode as linear
 from qwen_runner.kernels.linear.reference import float_linear
 from qwen_runner.kernels.norm import reference as norm
-from qwen_runner.kernels.tolerance import TOLERANCE, error
+from qwen_runner.kernels.tolerance import relative_error
 
 EPS = 1e-6
+# Outputs are rounded to bfloat16, and so is the normed x: each alone is 0.1 to 0.2 %; the references of z and mixed are too.
+TOLERANCE = 6e-3
 BF16, F32 = torch.bfloat16, torch.float32
 
 
@@ -47,14 +49,14 @@ class InputArguments:
 
     def expected(self) -> InputResult:
         case = self.case
-        x = norm.rms_norm(self.x, self.weight, EPS)
+        x = norm.rms_norm(self.x.float(), self.weight, EPS)
         qkvz = (x.float() @ self.qkvz.dense.T).bfloat16()
         conv_state = self.conv_state.clone()
         mixed = [
             reference._convolve(qkvz[row : row + 1, : case.channels], self.conv_weight, conv_state[slot])
             for row, slot in enumerate(self.slot.tolist())
         ]
-        gates = float_linear(x, self.ab).float()
+        gates = float_linear(x, self.ab.float()).float()
         return InputResult(torch.cat(mixed), qkvz[:, case.channels :], gates, conv_state)
 
     def run(self, gpu: Gpu, rows: slice = slice(None)) -> InputResult:
@@ -91,7 +93,7 @@ def test_the_input_projection_matches_the_reference(gpu: Gpu, generator: torch.G
         arguments = InputArguments(case, generator)
         expected, actual, again = arguments.expected(), arguments.run(gpu), arguments.run(gpu)
         for name, value in vars(actual).items():
-            assert error(value, getattr(expected, name)) < TOLERANCE[BF16], (case, name)
+            assert relative_error(value, getattr(expected, name)) < TOLERANCE, (case, name)
             assert torch.equal(value, getattr(again, name)), (case, name)
         others = [s for s in range(case.rows + 2) if s not in arguments.slot.tolist()]
         assert torch.equal(actual.conv_state[others], arguments.conv_state[others])
@@ -145,7 +147,7 @@ def test_the_output_projection_matches_the_reference(gpu: Gpu, generator: torch.
     for case in _cases(gpu):
         arguments = OutputArguments(case, generator)
         y = arguments.run(gpu)
-        assert error(y, arguments.expected()) < TOLERANCE[BF16], case
+        assert relative_error(y, arguments.expected()) < TOLERANCE, case
         assert torch.equal(arguments.run(gpu), y), case
 
 

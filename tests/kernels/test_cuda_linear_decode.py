@@ -5,9 +5,11 @@ import torch
 from qwen_runner.kernels.cuda_native import Gpu
 from qwen_runner.kernels.linear import cuda_cases_decode as cases
 from qwen_runner.kernels.norm import reference as norm
-from qwen_runner.kernels.tolerance import TOLERANCE, error
+from qwen_runner.kernels.tolerance import relative_error
 
 EPS = 1e-6
+# Outputs are rounded to bfloat16, and so is the normed x: each alone is 0.1 to 0.2 %.
+TOLERANCE = 6e-3
 BF16 = torch.bfloat16
 
 
@@ -20,7 +22,7 @@ class Arguments:
         self.residual = cases.rows_of(case.rows, case.n, generator=generator) if case.residual else None
 
     def expected(self) -> torch.Tensor:
-        x = self.x if self.weight is None else norm.rms_norm(self.x, self.weight, EPS)
+        x = self.x if self.weight is None else norm.rms_norm(self.x.float(), self.weight, EPS)
         y = x.float() @ self.w.dense.T
         return y if self.residual is None else y + self.residual.float()
 
@@ -49,7 +51,7 @@ def test_it_matches_the_reference(gpu: Gpu, generator: torch.Generator) -> None:
     for case in _cases(gpu):
         arguments = Arguments(case, generator)
         y = arguments.run(gpu)
-        assert error(y, arguments.expected()) < TOLERANCE[BF16], case
+        assert relative_error(y, arguments.expected()) < TOLERANCE, case
         assert torch.equal(arguments.run(gpu), y), case
 
 
@@ -57,7 +59,7 @@ def test_the_head_rounds_to_bfloat16(gpu: Gpu, generator: torch.Generator) -> No
     for case in (cases.DecodeCase(3, 6350, 64, 32), cases.DecodeCase(1, 65, 192, 64)):
         arguments = Arguments(case, generator)
         y = arguments.run(gpu, head=True)
-        assert error(y, arguments.expected()) < TOLERANCE[BF16], case
+        assert relative_error(y, arguments.expected()) < TOLERANCE, case
         assert torch.equal(y, y.bfloat16().float())
 
 
@@ -73,16 +75,16 @@ def test_a_row_does_not_depend_on_the_others(gpu: Gpu, generator: torch.Generato
     assert torch.equal(poisoned[[0, 1, 2, 3, 5, 6, 7]], whole[[0, 1, 2, 3, 5, 6, 7]])
 
 
-@pytest.mark.parametrize(("warps", "row_tiles"), [(1, 1), (3, 1), (16, 1), (8, 2), (5, 3)])
+@pytest.mark.parametrize(("warps", "blocks_per_sm"), [(1, 1), (3, 1), (16, 1), (8, 2), (5, 3)])
 def test_every_split_gives_the_product(
-    gpu: Gpu, generator: torch.Generator, warps: int, row_tiles: int
+    gpu: Gpu, generator: torch.Generator, warps: int, blocks_per_sm: int
 ) -> None:
     m = gpu.module
-    m.override_decode_config(m.DecodeKernel.LINEAR, warps, row_tiles)
+    m.override_decode_config(m.DecodeKernel.LINEAR, warps, blocks_per_sm)
     try:
         for case in (cases.DecodeCase(2, 130, 448, 32), cases.DecodeCase(1, 130, 640, 128, residual=True)):
             arguments = Arguments(case, generator)
-            assert error(arguments.run(gpu), arguments.expected()) < TOLERANCE[BF16], case
+            assert relative_error(arguments.run(gpu), arguments.expected()) < TOLERANCE, case
     finally:
         m.override_decode_config(m.DecodeKernel.LINEAR, 0, 0)
 

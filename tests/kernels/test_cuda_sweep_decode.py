@@ -5,7 +5,7 @@ Emulated: a tiny model, one seed.
 
 import pytest
 import torch
-from cuda_sweep import BF16, EPS, F32, GROUPS, I32, THETA, Out, State, Sweep, attend, rms_norm, swiglu
+from cuda_sweep import BF16, EPS, F32, GROUPS, THETA, Out, State, Sweep, attend, rms_norm, swiglu
 from qwen_runner.kernels.cuda_native import Gpu
 from qwen_runner.kernels.gated_delta import reference
 from qwen_runner.kernels.linear.reference import dequantize
@@ -59,10 +59,10 @@ def test_delta_step(gpu: Gpu) -> None:
     sweep, m = Sweep(gpu), gpu.module
     model, name = sweep.model, "delta_step_decode"
     sizes = (model.key_heads, model.value_heads, model.delta_dim, model.delta_dim, model.taps)
-    for seed in sweep.seeds():
+    for _ in sweep.seeds():
         a_log, dt_bias = sweep.randn(model.value_heads), sweep.randn(model.value_heads)
         for rows in sweep.rows:
-            shape = m.DeltaShape(*sizes, *([rows + 2] if seed % 2 else []))
+            shape = m.DeltaShape(*sizes)
             mixed = functional.silu(sweep.randn(rows, model.channels, dtype=F32))
             gates = sweep.randn(rows, 2 * model.value_heads).float()
             state = (
@@ -208,41 +208,18 @@ def test_attention(gpu: Gpu) -> None:
 def test_router(gpu: Gpu) -> None:
     sweep, m = Sweep(gpu), gpu.module
     model, name = sweep.model, "router_decode"
-    hidden, top_k = model.hidden, model.top_k
-    shape = m.MoeShape(hidden, model.experts, top_k, model.intermediate, model.shared_intermediate)
+    hidden = model.hidden
+    shape = m.MoeShape(hidden, model.experts, model.top_k, model.intermediate, model.shared_intermediate)
     for _ in sweep.seeds():
         router = sweep.randn(model.experts, hidden, scale=hidden**-0.5)
         gate = sweep.randn(1, hidden, scale=hidden**-0.5)
         weight, norm = sweep.norm(hidden)
         for rows in sweep.rows:
             x = sweep.randn(rows, hidden)
-            scratch, counters = gpu.scratch(m.router_decode_scratch(shape, rows)), gpu.counters()
-            normed, ids, weights = sweep.run(
-                m.router_decode,
-                x,
-                norm,
-                router,
-                gate,
-                Out((rows, hidden)),
-                Out((rows, top_k), I32),
-                Out((rows, top_k + 1), F32),
-                scratch,
-                counters,
-                shape,
-                rows,
-            )
-            sweep.compare(f"{name}, norm", rows, normed, rms_norm(x, weight))
-            # The model rounds its logits: what the weights are the softmax of. Of near ties either may be.
-            logits = (normed.float() @ router.float().T).bfloat16().float()
-            distinct = all(len({*row} & {*range(model.experts)}) == top_k for row in ids.tolist())
-            sweep.require(f"{name}: the choice", rows, distinct)
-            if not distinct:
-                continue
-            chosen = logits.gather(1, ids.long())
-            sweep.compare(f"{name}, chosen", rows, chosen, logits.topk(top_k).values)
-            expected = chosen.softmax(dim=-1), (normed.float() @ gate.float().T).sigmoid()
-            sweep.compare(f"{name}, weights", rows, weights, torch.cat(expected, dim=1))
-            sweep.require(f"{name}: the counters", rows, not counters.any())
+            outputs = Out((rows, model.experts + 1), F32)
+            (logits,) = sweep.run(m.router_decode, x, norm, router, gate, outputs, shape, rows)
+            sweep.compare(name, rows, logits, rms_norm(x, weight) @ torch.cat((router, gate)).float().T)
+            sweep.require(f"{name}: the rounding", rows, torch.equal(logits, logits.bfloat16().float()))
     sweep.report()
 
 
@@ -255,35 +232,38 @@ def test_experts(gpu: Gpu, group: int) -> None:
     for _ in sweep.seeds():
         gate_up, down = (sweep.int4(*size, model.experts) for size in ((2 * width, hidden), (hidden, width)))
         shared_gate_up, shared_down = sweep.int4(2 * shared_width, hidden), sweep.int4(hidden, shared_width)
+        weight, norm = sweep.norm(hidden)
         for rows in sweep.rows:
-            same = sweep.permutation(model.experts)[:top_k].int().repeat(rows, 1)
-            for routing, ids in (
-                ("random", sweep.rand(rows, model.experts).topk(top_k).indices.int()),
-                ("all rows to the same experts", same),
+            random = sweep.randn(rows, model.experts + 1).float()
+            for routing, logits in (
+                ("random", random),
+                ("all rows to the same experts", random[:1].repeat(rows, 1)),
             ):
                 case = f"{rows}, {routing}"
                 x, residual = sweep.randn(rows, hidden), sweep.randn(rows, hidden)
+                best, ids = logits[:, :-1].sort(dim=1, descending=True, stable=True)
+                ids = ids[:, :top_k]
                 (act,) = sweep.run(
                     m.moe_gate_up_decode,
                     x,
-                    ids,
+                    norm,
+                    logits,
                     gate_up.struct,
                     shared_gate_up.struct,
                     Out((rows, top_k * width + shared_width)),
                     shape,
                     rows,
                 )
-                routed = torch.stack([gate_up.dense[row] @ x[i].float() for i, row in enumerate(ids.long())])
-                shared = swiglu(x.float() @ shared_gate_up.dense.T)
+                normed = rms_norm(x, weight)
+                routed = torch.stack([gate_up.dense[row] @ normed[i] for i, row in enumerate(ids)])
+                shared = swiglu(normed @ shared_gate_up.dense.T)
                 expected = torch.cat((swiglu(routed).flatten(1), shared), dim=1)
                 sweep.compare("moe_gate_up_decode", case, act, expected)
 
-                weights = sweep.rand(rows, top_k + 1).to(BF16).float()
                 (y,) = sweep.run(
                     m.moe_down_decode,
                     act,
-                    ids,
-                    weights,
+                    logits,
                     down.struct,
                     shared_down.struct,
                     residual,
@@ -292,10 +272,9 @@ def test_experts(gpu: Gpu, group: int) -> None:
                     rows,
                 )
                 parts = act.float()[:, : top_k * width].unflatten(1, (top_k, width, 1))
-                choices = torch.stack([down.dense[row] @ parts[i] for i, row in enumerate(ids.long())])[
-                    ..., 0
-                ]
+                choices = torch.stack([down.dense[row] @ parts[i] for i, row in enumerate(ids)])[..., 0]
                 shared = act.float()[:, top_k * width :] @ shared_down.dense.T
+                weights = torch.cat((best[:, :top_k].softmax(dim=1), logits[:, -1:].sigmoid()), dim=1)
                 expected = (torch.cat((choices, shared[:, None]), dim=1) * weights[..., None]).sum(dim=1)
                 sweep.compare("moe_down_decode", case, y, residual.float() + expected)
         del gate_up, down
