@@ -1,13 +1,12 @@
 // CUDA kernels on the CPU, for tests on machines without a GPU: with QWEN_CUDA_EMULATION defined, a .cu file
-// compiles as C++. Link emulation.cpp and emulated_fiber.cpp; emulated_runtime.cpp and emulated_graphs.cpp
-// have the functions of CUDA's runtime.
+// compiles as C++. Link emulation.cpp, emulated_machine.cpp and emulated_fiber.cpp; emulated_runtime.cpp and
+// emulated_graphs.cpp have the functions of CUDA's runtime.
 //
-// Each thread of a block is a fiber; blocks run one after the other, those of a cluster at once, or all at
-// once where they are launched together. Threads of a warp are not in step: only barriers, warp operations,
-// awaited words (exchange.cuh) and the end of a thread order them, as on the hardware. A launch returns
-// cudaErrorUnknown, with the reason on stderr, when threads wait for what never comes, when a thread ends
-// without wait_for_previous_kernel(), and when a warp operation, a cluster's barrier or an exchange is used
-// wrongly. Dynamic shared memory is all ones, NaN in every float type, when a block begins.
+// Each thread of a block is a fiber; blocks run one after the other, those of a cluster at once. Threads of a
+// warp are not in step: only barriers, warp operations and the end of a thread order them, as on the
+// hardware. A launch returns cudaErrorUnknown, with the reason on stderr, when threads wait for what never
+// comes, when a thread ends without wait_for_previous_kernel(), and when a warp operation or a cluster's
+// barrier is used wrongly. Dynamic shared memory is all ones, NaN in every float type, when a block begins.
 // QWEN_EMULATION_ORDER=reverse runs blocks and threads last to first: a result that then differs has a race.
 // QWEN_EMULATED_MULTIPROCESSORS is how many the device has, 3 if unset; QWEN_EMULATED_CLUSTER how many blocks
 // a cluster of it can have, 8 if unset, 1 for a device without.
@@ -40,22 +39,15 @@ namespace qwen::cuda::emulated {
 
 inline constexpr unsigned kMaxThreads = 1024;
 inline constexpr size_t kMaxSharedBytes = 227 * 1024;
-inline constexpr unsigned kMaxThreadsTogether = 16 * kMaxThreads;
 
-// Runs `kernel` in every thread of every block, or records it where `stream` is being captured.
-cudaError_t run(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
-                std::function<void()> kernel);
-// The same with `cluster` blocks at once, neighbours along x.
+// Runs `kernel` in every thread of every block, or records it where `stream` is being captured. `cluster`
+// blocks run at once, neighbours along x.
 cudaError_t run_clusters(dim3 grid, dim3 block, size_t shared_bytes, unsigned cluster, cudaStream_t stream,
-                         std::function<void()> kernel);
-// The same with all blocks at once, up to kMaxThreadsTogether threads in all.
-cudaError_t run_together(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
                          std::function<void()> kernel);
 
 // As launch.h.
 int multiprocessors();
 int max_cluster_blocks();
-int blocks_that_fit_together(int threads, size_t shared_bytes);
 
 // Set by emulated_graphs.cpp: takes an operation that its stream captures, and says whether it has.
 using Capture = bool (*)(cudaStream_t stream, const std::function<cudaError_t()>& operation);
@@ -82,19 +74,11 @@ uint32_t warp_lanes();
 [[noreturn]] void fail(const char* reason);
 
 void previous_kernel_waited_for();
-// Fails unless the thread has called it.
-void require_wait(const char* name);
 
 // See cluster.cuh. of_block: where `p`, of this block's shared memory, is in that of another.
 void cluster_arrive();
 void cluster_wait();
 void* of_block(void* p, unsigned rank);
-
-// Words of an exchange: see exchange.cuh.
-void publish(void* to, const void* words, unsigned count);
-void load_published(void* words, const void* from, unsigned count);
-// Suspends the thread, which found no word at `from`, until something has been published.
-void poll_again(const void* from);
 
 // A copy happens as late as its wait allows, and its destination is all ones meanwhile: it finds both a use
 // before the wait and a destination that others still read.

@@ -7,7 +7,7 @@ namespace qwen::cuda {
 
 // Whether this block is the last of `blocks` to get here; it then sees what the others wrote before, if it
 // reads past L1 (__ldcg). Called by all threads of the block. `counter` is zero before the first and after
-// the last. Not in a kernel that is launched together (launch.h): static shared memory.
+// the last.
 __device__ __forceinline__ bool is_last_block(uint32_t* counter, uint32_t blocks) {
   __shared__ bool last;
   __threadfence();

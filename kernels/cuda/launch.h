@@ -7,8 +7,8 @@
 //
 // A copy or fill in the stream is no part of this: what it wrote is there before the kernel after it begins,
 // and so for all kernels after that. Four kernels read more than weights before they wait:
-//   moe_down_decode the router's logits: its predecessor, moe_gate_up_decode, lets it start only after its
-//     own wait, when they are visible. It must follow that kernel directly.
+//   moe_down_decode the router's logits and the residual: its predecessor, moe_gate_up_decode, lets it start
+//     only after its own wait, when they are visible. It must follow that kernel directly.
 //   sample slots and the sessions' options: no kernel writes these.
 //   delta_step_decode (and delta_prefill, where it goes token by token) slots and their states, of which
 //     holds what follows.
@@ -20,8 +20,6 @@
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
-#include <mutex>
-#include <vector>
 
 #ifdef QWEN_CUDA_EMULATION
 #include "kernels/cuda/emulation.h"
@@ -132,64 +130,6 @@ cudaError_t launch(void (*kernel)(Parameters...), const LaunchShape& shape, cuda
   config.numAttrs = shape.cluster > 1 ? 2 : 1;
   return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
-
-// As below; 0 where the kernel cannot run at all.
-inline int blocks_that_fit_together(const void* kernel, int threads, size_t shared_bytes) {
-  struct Known {
-    const void* kernel;
-    int threads;
-    size_t shared_bytes;
-    int blocks;
-  };
-  static std::mutex mutex;
-  static std::vector<Known> known;
-  const std::lock_guard lock(mutex);
-  for (const Known& k : known) {
-    if (k.kernel == kernel && k.threads == threads && k.shared_bytes == shared_bytes) return k.blocks;
-  }
-  int blocks = 0;
-  // The largest carveout, whatever one block needs: the next kernel's blocks are to fit beside this one's.
-  if (set_shared_memory(kernel, shared_bytes) != cudaSuccess ||
-      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes) != cudaSuccess) {
-    cudaGetLastError();  // not the caller's
-    blocks = 0;
-  }
-  blocks *= multiprocessors();
-  known.push_back({kernel, threads, shared_bytes, blocks});
-  return blocks;
-}
 #endif
-
-// Most blocks of this shape that the whole device can hold at once.
-template <typename... Parameters>
-int blocks_that_fit_together([[maybe_unused]] void (*kernel)(Parameters...), int threads,
-                             size_t shared_bytes) {
-#ifdef QWEN_CUDA_EMULATION
-  return emulated::blocks_that_fit_together(threads, shared_bytes);
-#else
-  return blocks_that_fit_together(reinterpret_cast<const void*>(kernel), threads, shared_bytes);
-#endif
-}
-
-// As launch(), for a kernel whose blocks wait for each other (exchange.cuh): all must be resident at once, or
-// it is cudaErrorCooperativeLaunchTooLarge. The grid must have the device to itself, but for kernels that end
-// whatever it does: those before it in its stream, and the one after it, which starts no block before all
-// blocks of this one have started. So no two streams at once. The kernel has no static shared memory, which
-// the blocks would share in emulation.
-template <typename... Parameters, typename... Arguments>
-cudaError_t launch_together(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t stream,
-                            Arguments... arguments) {
-  const dim3& block = shape.block;
-  const size_t blocks = size_t{shape.grid.x} * shape.grid.y * shape.grid.z;
-  const int threads = static_cast<int>(block.x * block.y * block.z);
-  const int fit = blocks_that_fit_together(kernel, threads, shape.shared_bytes);
-  if (blocks > static_cast<size_t>(fit)) return cudaErrorCooperativeLaunchTooLarge;
-#ifdef QWEN_CUDA_EMULATION
-  return emulated::run_together(shape.grid, block, shape.shared_bytes, stream,
-                                [=] { kernel(static_cast<Parameters>(arguments)...); });
-#else
-  return launch(kernel, shape, stream, arguments...);
-#endif
-}
 
 }  // namespace qwen::cuda

@@ -1,5 +1,5 @@
 // The machine's own operations, one function each: tensor cores, asynchronous copies, warp reductions, launch
-// order. Everything that is PTX is here and in exchange.cuh, so that the CPU emulation (emulation.h) can put
+// order. What PTX several kernels need is here and in cluster.cuh, and the CPU emulation (emulation.h) puts
 // C++ in its place.
 #pragma once
 
@@ -46,6 +46,14 @@ __device__ __forceinline__ uint4 load_streaming(const uint4* p) {
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(p));
   return v;
+}
+
+// Asks for `bytes`, a multiple of 16, to be brought to L2; holds no register and nothing waits for it.
+__device__ __forceinline__ void prefetch_to_l2([[maybe_unused]] const void* from,
+                                               [[maybe_unused]] uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+#endif
 }
 
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
@@ -137,7 +145,10 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
-// By the conversion of a pair: that of one value takes eight times as long.
+// Both by the conversion of a pair: that of one value takes eight times as long.
+__device__ __forceinline__ bf16 to_bf16(float v) {
+  return __ushort_as_bfloat16(static_cast<unsigned short>(pack_bf16(v, 0.0F)));
+}
 __device__ __forceinline__ float round_bf16(float v) { return __uint_as_float(pack_bf16(0.0F, v)); }
 __device__ __forceinline__ float low_bf16(uint32_t pair) { return __uint_as_float(pair << 16); }
 __device__ __forceinline__ float high_bf16(uint32_t pair) { return __uint_as_float(pair & 0xffff0000U); }

@@ -23,8 +23,8 @@ struct Tuned {
   Kernel kernel;
   int n;
   int k;
-  int group;  // 0: it has no groups
-  int rows;   // decode: 0, a row's result does not depend on how many there are
+  int group;
+  int rows;  // decode: 0, a row's result does not depend on how many there are
   Config config;
 };
 

@@ -50,7 +50,7 @@ struct DeltaOutput {
   }
 
   __device__ void store(int row, int out, float sum, const Prepared& prepared) const {
-    const bf16 rounded = __float2bfloat16(sum);
+    const bf16 rounded = to_bf16(sum);
     if (out >= channels + value_size) {
       gates[static_cast<int64_t>(row) * extra.n + out - channels - value_size] = __bfloat162float(rounded);
       return;
@@ -69,12 +69,12 @@ struct DeltaOutput {
         convolved += prepared.filter[i] * now;
       }
     }
-    mixed[static_cast<int64_t>(row) * channels + out] = silu(convolved);
+    mixed[static_cast<int64_t>(row) * channels + out] = fast_silu(convolved);
     bf16* state = state_of(prepared, out);
 #pragma unroll
     for (int i = 0; i < kMaxTaps - 1; ++i) {
       if (i < taps - 2) {
-        state[i] = __float2bfloat16(prepared.history[i + 1]);
+        state[i] = to_bf16(prepared.history[i + 1]);
       } else if (i == taps - 2) {
         state[i] = rounded;
       }
@@ -109,7 +109,8 @@ struct GatedNormInput {
             Bf16Four::read(z + at)};
   }
   __device__ Four finish(const Raw& raw, const Weights& weights, float& /*square*/) const {
-    Four v = {{round_bf16(raw.low.x), round_bf16(raw.low.y)}, {round_bf16(raw.high.x), round_bf16(raw.high.y)}};
+    Four v = {{round_bf16(raw.low.x), round_bf16(raw.low.y)},
+              {round_bf16(raw.high.x), round_bf16(raw.high.y)}};
     float low = v.low[0] * v.low[0] + v.low[1] * v.low[1];
     float high = v.high[0] * v.high[0] + v.high[1] * v.high[1];
     // A lane's columns are of one head, or of two that are too small to reach over 16.
@@ -134,7 +135,7 @@ struct GatedNormInput {
 
   // The normalized value and its product with the weight are each rounded, as norm/reference.py does.
   __device__ static float gated(float normalized, float weight, float gate) {
-    return round_bf16(weight * round_bf16(normalized)) * __fdividef(gate, 1.0F + __expf(-gate));
+    return round_bf16(weight * round_bf16(normalized)) * fast_silu(gate);
   }
 };
 

@@ -28,9 +28,11 @@ struct DeltaNet {
   cuda::DeltaShape shape;
 };
 
-// Three kernels: what is between the products happens in their prologues and epilogues.
+// Three kernels for one row: what is between the products happens in their prologues and epilogues. For more,
+// the gated norm is a kernel of its own: every block of the output's product would repeat it for each row.
 void decode(const DeltaNet& net, bf16* y) {
   const int rows = static_cast<int>(net.rows);
+  cuda_scope().begin_block(net.qkvz);
   const Scratch<float> mixed(net.rows * net.shape.channels());
   const Scratch<bf16> z(net.rows * net.shape.value_size());
   const Scratch<float> gates(net.rows * 2 * net.shape.value_heads);
@@ -38,8 +40,17 @@ void decode(const DeltaNet& net, bf16* y) {
   QWEN_LAUNCH(delta_input_decode, net.x, net.norm, net.qkvz, net.ab, net.conv_weight, net.conv_state,
               net.slot, mixed, z, gates, net.shape, rows);
   QWEN_LAUNCH(delta_step_decode, mixed, gates, net.a_log, net.dt_bias, net.recurrent_state, net.slot, core,
-              net.shape, rows);
-  QWEN_LAUNCH(delta_output_decode, core, z, net.gated_norm, net.norm.eps, net.out, net.x, y, net.shape, rows);
+              net.shape, rows, net.out);
+  if (rows == 1) {
+    QWEN_LAUNCH(delta_output_decode, core, z, net.gated_norm, net.norm.eps, net.out, net.x, y, net.shape,
+                rows);
+    return;
+  }
+  const Scratch<bf16> normed(net.rows * net.shape.value_size());
+  const cuda::RmsNorm no_norm = {nullptr, 0};
+  QWEN_LAUNCH(gated_rms_norm, core, z, net.shape.value_size(), net.gated_norm, net.norm.eps, normed, net.rows,
+              net.shape.value_heads, net.shape.value_dim);
+  QWEN_LAUNCH(int4_linear_decode, normed, no_norm, net.out, net.x, y, rows);
 }
 
 void prefill(const DeltaNet& net, bf16* y) {

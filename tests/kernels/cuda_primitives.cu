@@ -1,4 +1,6 @@
-#include "kernels/cuda/exchange.cuh"
+#include <cmath>
+
+#include "kernels/cuda/cluster.cuh"
 #include "kernels/cuda/primitives.cuh"
 #include "tests/kernels/cuda_primitives.h"
 
@@ -169,70 +171,34 @@ __global__ void fault_kernel(Fault fault, int32_t* out) {
   out[t] = bytes[t];
 }
 
-__device__ uint4 operator+(const uint4& a, const uint4& b) {
-  return make_uint4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
-}
-
-__global__ void ring_kernel(const uint4* in, uint4* area, uint4* other, int other_words16, uint4* out,
-                            RingFault fault) {
+__global__ void cluster_kernel(const float* in, float* out, int blocks, ClusterFault fault) {
   QWEN_DYNAMIC_SHARED(bytes);
-  uint4* const tile = reinterpret_cast<uint4*>(bytes);
-  const int blocks = gridDim.x;
-  const int threads = blockDim.x;
-  const int block = blockIdx.x;
-  const int thread = threadIdx.x;
-  const bool is_faulty = block == blocks - 1 && thread == 1;
-  if (is_faulty && fault == RingFault::kAwaitBeforeWait) await(area);
-  if (!is_faulty || fault != RingFault::kNoWait) wait_for_previous_kernel();
-  clear_exchange(other, other_words16, block, blocks);
-  const uint4 own = in[block * threads + thread];
-  uint4 v = own;
-  uint4 sum = own;
-  for (int step = 0; step < blocks - 1; ++step) {
-    uint4* const words = area + step * blocks * threads;
-    const bool is_faulty_now = is_faulty && step == blocks / 2;
-    if (is_faulty_now && fault == RingFault::kEarlyEnd) return;
-    if (!is_faulty_now || fault != RingFault::kUnpublished) publish(words + block * threads + thread, v);
-    if (is_faulty_now && fault == RingFault::kTwice) publish(words + block * threads + thread, v);
-    // One's own through a neighbour's registers and shared memory, too.
-    const uint4* const next = words + (block + 1) % blocks * threads;
-    const int neighbour = (thread + 37) % threads;
-    const uint4* const from[2] = {next + neighbour, next + thread};
-    uint4 got[2];
-    await(got, from);
-    tile[neighbour] = got[0];
-    __syncthreads();
-    v = tile[thread];
-    __syncthreads();
-    sum = sum + v;
-    if (v.x != got[1].x || v.w != got[1].w) sum = make_uint4(0, 0, 0, 0);
-  }
-  out[block * threads + thread] = sum;
-}
-
-__global__ void words_kernel(const uint32_t* in, uint32_t* area, uint32_t* out) {
+  const int threads = static_cast<int>(blockDim.x);
+  const int rank = static_cast<int>(blockIdx.x) % blocks;
+  const int thread = static_cast<int>(threadIdx.x);
+  const bool is_faulty = rank == blocks - 1 && thread == 1;
+  cluster_begin();
   wait_for_previous_kernel();
-  const auto floats = [](auto* words) { return reinterpret_cast<float*>(words); };
-  if (blockIdx.x == 1) {
-    publish(area, in[0]);
-    publish(floats(area) + 1, __uint_as_float(in[1]));
-    publish(reinterpret_cast<uint2*>(area + 2), make_uint2(in[2], in[3]));
-    publish(reinterpret_cast<uint4*>(area + 4), make_uint4(in[4], in[5], in[6], in[7]));
-    publish(reinterpret_cast<float4*>(area + 8), *reinterpret_cast<const float4*>(in + 8));
-    for (int i = 12; i < 16; ++i) publish(area + i, in[i]);
-    return;
+  const float own = in[blockIdx.x * blockDim.x + threadIdx.x];
+  if (is_faulty && fault == ClusterFault::kArriveTwice) cluster_arrive();
+  cluster_wait();
+  if (is_faulty && fault == ClusterFault::kEarlyEnd) return;
+  if (is_faulty && fault == ClusterFault::kNoSuchBlock) BlockMemory(bytes, blocks).store(0, own);
+  for (int to = 0; to < blocks; ++to) {
+    const int row = rank * threads * static_cast<int>(sizeof(float2));
+    const BlockMemory there(bytes + row, to);
+    there.store(8 * thread, own);
+    there.store(8 * thread + 4, static_cast<float>(to));
+    if (thread % 2 == 1) there.store(8 * thread, make_float2(own, static_cast<float>(to)));
   }
-  *reinterpret_cast<float4*>(out + 12) = await(reinterpret_cast<const float4*>(area + 12));
-  *reinterpret_cast<uint4*>(out + 8) = await(reinterpret_cast<const uint4*>(area + 8));
-  const uint32_t* from[4];
-  for (int i = 0; i < 4; ++i) from[i] = area + 4 + i;
-  uint32_t words[4];
-  await(words, from);
-  for (int i = 0; i < 4; ++i) out[4 + i] = words[i];
-  out[3] = await(area + 3);
-  floats(out)[2] = await(floats(area) + 2);
-  floats(out)[1] = await(floats(area) + 1);
-  out[0] = await(area);
+  cluster_arrive();
+  cluster_wait();
+  float sum = 0;
+  for (int from = 0; from < blocks; ++from) {
+    const float2 got = reinterpret_cast<const float2*>(bytes)[from * threads + threads - 1 - thread];
+    sum += got.y == static_cast<float>(rank) ? got.x * static_cast<float>(1 + (from + rank) % blocks) : NAN;
+  }
+  out[blockIdx.x * blockDim.x + threadIdx.x] = sum;
 }
 
 }  // namespace
@@ -268,21 +234,11 @@ cudaError_t test_fault(int fault, int32_t* out, cudaStream_t stream) {
   return launch(fault_kernel, {1, 64, 64}, stream, static_cast<Fault>(fault), out);
 }
 
-cudaError_t test_ring(const uint4* in, uint4* area, uint4* other, int other_words16, uint4* out, int blocks,
-                      int threads, int fault, cudaStream_t stream) {
-  const LaunchShape shape = {static_cast<unsigned>(blocks), static_cast<unsigned>(threads),
-                             threads * sizeof(uint4)};
-  const auto kind = static_cast<RingFault>(fault);
-  if (kind == RingFault::kPlainLaunch) {
-    return launch(ring_kernel, shape, stream, in, area, other, other_words16, out, kind);
-  }
-  return launch_together(ring_kernel, shape, stream, in, area, other, other_words16, out, kind);
-}
-int test_ring_blocks(int threads) {
-  return blocks_that_fit_together(ring_kernel, threads, threads * sizeof(uint4));
-}
-cudaError_t test_words(const uint32_t* in, uint32_t* area, uint32_t* out, cudaStream_t stream) {
-  return launch_together(words_kernel, {2, 1}, stream, in, area, out);
+cudaError_t test_cluster(const float* in, float* out, int clusters, int blocks, int threads, int fault,
+                         cudaStream_t stream) {
+  const LaunchShape shape = {static_cast<unsigned>(clusters * blocks), static_cast<unsigned>(threads),
+                             blocks * threads * sizeof(float2), static_cast<unsigned>(blocks)};
+  return launch(cluster_kernel, shape, stream, in, out, blocks, static_cast<ClusterFault>(fault));
 }
 
 }  // namespace qwen::cuda

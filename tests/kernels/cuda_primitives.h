@@ -30,27 +30,17 @@ cudaError_t test_last_block_sum(const float* in, float* partial, uint32_t* count
                                 cudaStream_t stream);
 
 // Rows of out u32 [9, n] for a, b u32 [n]: and_xor with 0x43084308, __byte_perm by 0x5140, __funnelshift_l by
-// 7,
-// __umulhi, __popc(a), __clz(a), __ffs(a), __brev(a), __dp4a(a, b, 1).
+// 7, __umulhi, __popc(a), __clz(a), __ffs(a), __brev(a), __dp4a(a, b, 1).
 cudaError_t test_bits(const uint32_t* a, const uint32_t* b, uint32_t* out, int n, cudaStream_t stream);
 
 // What each kind of fault gives: undefined on a GPU.
 enum class Fault { kNone, kNoWait, kEarlyEnd, kHalfWarp, kMixedOperations, kWritePastShared };
 cudaError_t test_fault(int fault, int32_t* out, cudaStream_t stream);
 
-// Exchanges between blocks that run together.
-//
-// out u32 [blocks, threads, 4]: for each thread and word the sum of in [blocks, threads, 4] over all blocks,
-// each of which hands on to the one before it what it got from the one after it. area: [blocks - 1, blocks,
-// threads] of 16 bytes, all ones; other: [other_words16] of 16 bytes, all ones after it.
-enum class RingFault { kNone, kUnpublished, kEarlyEnd, kTwice, kNoWait, kAwaitBeforeWait, kPlainLaunch };
-cudaError_t test_ring(const uint4* in, uint4* area, uint4* other, int other_words16, uint4* out, int blocks,
-                      int threads, int fault, cudaStream_t stream);
-// How many blocks of that kernel fit.
-int test_ring_blocks(int threads);
-
-// out [16] = in [16], handed over from the second block to the first in words of every type; area: 64 bytes,
-// all ones. A word that is all ones becomes another NaN.
-cudaError_t test_words(const uint32_t* in, uint32_t* area, uint32_t* out, cudaStream_t stream);
+// out [clusters, blocks, threads]: each block's thread t has the sum over its cluster's blocks b of
+// in[b, threads - 1 - t], which they store in its shared memory, times 1 + (b + own rank) % blocks.
+enum class ClusterFault { kNone, kArriveTwice, kEarlyEnd, kNoSuchBlock };
+cudaError_t test_cluster(const float* in, float* out, int clusters, int blocks, int threads, int fault,
+                         cudaStream_t stream);
 
 }  // namespace qwen::cuda

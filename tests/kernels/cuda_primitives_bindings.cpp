@@ -13,9 +13,7 @@ void bind_primitives(pybind11::module_& m) {
   bind(m, "test_last_block_sum", &test_last_block_sum);
   bind(m, "test_bits", &test_bits);
   bind(m, "test_fault", &test_fault);
-  bind(m, "test_ring", &test_ring);
-  bind(m, "test_ring_blocks", &test_ring_blocks);
-  bind(m, "test_words", &test_words);
+  bind(m, "test_cluster", &test_cluster);
 }
 
 }  // namespace qwen::cuda

@@ -1,5 +1,7 @@
 """The primitives of kernels/cuda, emulated and on a GPU: what the emulation of kernels rests on."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -168,3 +170,51 @@ def test_faults_of_a_kernel_are_errors_of_its_launch(gpu: Gpu, capfd: pytest.Cap
         assert reason in capfd.readouterr().err
     gpu.module.test_fault(0, gpu.ptr(out), gpu.stream())
     assert out.tolist() == [t ^ 1 for t in range(64)]
+
+
+def run_clusters(gpu: Gpu, values: torch.Tensor, fault: int = 0) -> torch.Tensor:
+    given, out = gpu.tensor(values), gpu.poisoned(*values.shape, dtype=torch.float32)
+    gpu.module.test_cluster(gpu.ptr(given), gpu.ptr(out), *values.shape, fault, gpu.stream())
+    gpu.synchronize()
+    return out.cpu()
+
+
+@pytest.mark.parametrize("order", ["forward", "reverse"])
+@pytest.mark.parametrize("shape", [(3, 1, 32), (1, 2, 96), (4, 8, 64), (2, 4, 1024)])
+def test_blocks_of_a_cluster_write_each_others_memory(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], order: str
+) -> None:
+    monkeypatch.setenv("QWEN_EMULATION_ORDER", order)
+    if not gpu.emulated and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("a GPU without clusters")
+    blocks = shape[1]
+    values = torch.arange(math.prod(shape)).view(shape).float() % 1000
+    ranks = torch.arange(blocks)
+    factors = (1 + (ranks[:, None] + ranks) % blocks).float()  # [own rank, of block]
+    expected = torch.einsum("ob,cbt->cot", factors, values.flip(2))
+    assert torch.equal(run_clusters(gpu, values), expected)
+
+
+CLUSTER_FAULTS = {
+    1: "block (2, 0, 0): thread 1: cluster_arrive twice without cluster_wait",
+    2: "the others wait for what never comes: threads 0 to 63 at a cluster's barrier; block (1, 0, 0): 0 of",
+    3: "block (2, 0, 0): thread 1: of_block of a block that is not in the cluster",
+}
+
+
+def test_faults_of_a_cluster_are_errors_of_its_launch(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if not gpu.emulated:
+        pytest.skip("undefined on a GPU")
+    values = torch.ones(1, 3, 64)
+    for fault, reason in CLUSTER_FAULTS.items():
+        with pytest.raises(RuntimeError, match="cudaErrorUnknown"):
+            run_clusters(gpu, values, fault)
+        assert reason in capfd.readouterr().err
+    run_clusters(gpu, values)
+    with pytest.raises(RuntimeError, match="cudaErrorInvalidClusterSize"):
+        run_clusters(gpu, torch.ones(1, 9, 64))
+    monkeypatch.setenv("QWEN_EMULATED_CLUSTER", "1")
+    with pytest.raises(RuntimeError, match="cudaErrorInvalidClusterSize"):
+        run_clusters(gpu, values)
