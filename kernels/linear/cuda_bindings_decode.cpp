@@ -1,7 +1,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
-#include <utility>
+#include <tuple>
 #include <vector>
 
 #include "kernels/cuda/bindings.h"
@@ -18,28 +18,25 @@ void bind_linear_decode(pybind11::module_& m) {
       .value("HEAD", kHead)
       .value("DELTA_INPUT", kDeltaInput)
       .value("DELTA_OUTPUT", kDeltaOutput)
-      .value("MOE_GATE_UP", kMoeGateUp)
-      .value("MOE_DOWN", kMoeDown)
-      .value("ROUTER", kRouter);
+      .value("MOE_GATE_UP", kMoeGateUp);
   m.def("override_decode_config",
-        [](DecodeKernel kernel, int warps, int blocks_per_sm) { decode_overrides[kernel] = {warps, blocks_per_sm}; });
+        [](DecodeKernel kernel, int blocks_per_sm) { decode_overrides[kernel] = {blocks_per_sm}; });
   m.def("decode_config", [](DecodeKernel kernel, int n, int k, int group, int architecture) {
-    const DecodeConfig config = decode_config(kernel, n, k, group, architecture);
-    return std::pair(config.warps, config.blocks_per_sm);
+    return std::tuple(decode_config(kernel, n, k, group, architecture).blocks_per_sm);
   });
-  // Lines {architecture, n, k, group, rows, warps, blocks_per_sm} of one kernel; None where none holds.
+  // Lines {architecture, n, k, group, rows, blocks_per_sm} of one kernel; None where none holds.
   m.def("find_tuned",
-        [](const std::vector<std::array<int, 7>>& lines, int architecture, int n, int k, int group,
+        [](const std::vector<std::array<int, 6>>& lines, int architecture, int n, int k, int group,
            int rows) -> pybind11::object {
           std::vector<TunedDecode> table;
           table.reserve(lines.size());
-          for (const auto& [measured, line_n, line_k, line_group, from, warps, blocks_per_sm] : lines) {
-            table.push_back({measured, kHead, line_n, line_k, line_group, from, {warps, blocks_per_sm}});
+          for (const auto& [measured, line_n, line_k, line_group, from, blocks_per_sm] : lines) {
+            table.push_back({measured, kHead, line_n, line_k, line_group, from, {blocks_per_sm}});
           }
           const DecodeConfig* found =
               find_tuned<DecodeKernel, DecodeConfig>(table, architecture, kHead, n, k, group, rows);
           if (found == nullptr) return pybind11::none();
-          return pybind11::cast(std::pair(found->warps, found->blocks_per_sm));
+          return pybind11::cast(std::tuple(found->blocks_per_sm));
         });
   m.def("gpu_architecture", gpu_architecture);
   m.def("tuned_as", tuned_as);

@@ -11,33 +11,23 @@
 
 namespace qwen::cuda {
 
-inline constexpr int kMaxDecodeWarps = 16;
+inline constexpr int kMaxDecodeWarps = 16;  // of a block
 
 struct DecodeConfig {
-  int warps;          // of a block, about: slices are powers of two
   int blocks_per_sm;  // at most
 };
 
-enum DecodeKernel {
-  kLinearDecode,
-  kHead,
-  kDeltaInput,
-  kDeltaOutput,
-  kMoeGateUp,
-  kMoeDown,
-  kRouter,
-  kDecodeKernels
-};
+enum DecodeKernel { kLinearDecode, kHead, kDeltaInput, kDeltaOutput, kMoeGateUp, kDecodeKernels };
 
 constexpr bool is_valid(DecodeConfig config) {
-  return config.warps >= 1 && config.warps <= kMaxDecodeWarps && config.blocks_per_sm >= 1;
+  return config.blocks_per_sm >= 1 && config.blocks_per_sm <= 2;
 }
 
 using TunedDecode = Tuned<DecodeKernel, DecodeConfig>;
 
 inline constexpr TunedDecode kTunedDecode[] = {
-#define TUNED_DECODE(architecture, kernel, n, k, group, warps, blocks_per_sm) \
-  {architecture, kernel, n, k, group, 0, {warps, blocks_per_sm}},
+#define TUNED_DECODE(architecture, kernel, n, k, group, blocks_per_sm) \
+  {architecture, kernel, n, k, group, 0, {blocks_per_sm}},
 #define TUNED_PREFILL(...)
 #include "kernels/gated_delta/tuned.inc"
 #include "kernels/linear/tuned.inc"
@@ -49,21 +39,19 @@ static_assert(std::ranges::all_of(kTunedDecode, [](const TunedDecode& line) {
   return line.architecture == 0 || is_valid(line.config);
 }));
 
-// For sweeps: where warps is not 0, it is used instead of the table. Not thread-safe. A result's bits depend
-// on it.
+// For sweeps: where it is not 0, it is used instead of the table. Not thread-safe.
 inline DecodeConfig decode_overrides[kDecodeKernels] = {};
 
-// As many warps as a block may have: the fewer columns a warp has, the sooner it has read them.
-inline constexpr DecodeConfig kDefaultDecodeConfig = {kMaxDecodeWarps, 1};
+inline constexpr DecodeConfig kDefaultDecodeConfig = {1};
 
-// For an int4 matrix [n, k], or one of E. kRouter: n = E without its shared gate, k = D, group = 0.
+// For an int4 matrix [n, k], or one of E.
 constexpr DecodeConfig decode_config(DecodeKernel kernel, int n, int k, int group, int architecture) {
   const DecodeConfig* tuned =
       find_tuned<DecodeKernel, DecodeConfig>(kTunedDecode, tuned_as(architecture), kernel, n, k, group, 0);
   return tuned != nullptr ? *tuned : kDefaultDecodeConfig;
 }
 inline DecodeConfig decode_config(DecodeKernel kernel, int n, int k, int group) {
-  if (decode_overrides[kernel].warps != 0) return decode_overrides[kernel];
+  if (decode_overrides[kernel].blocks_per_sm != 0) return decode_overrides[kernel];
   return decode_config(kernel, n, k, group, gpu_architecture());
 }
 

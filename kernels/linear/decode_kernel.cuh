@@ -26,8 +26,8 @@ template <int kGroup, int kUnits>
 inline constexpr int kItemsAtOnce = Slice<kGroup, kUnits>::kColumns > 128 ? 1 : 2;
 static_assert(kRingSlots % 2 == 0);
 
-// How a block's work is laid out. Block b of `blocks` has the tile rows b, b + blocks, ..: `tiles` of them, or
-// one more if b is less than `longer`.
+// How a block's work is laid out. Block b of `blocks` has the tile rows b, b + blocks, ..: `tiles` of them,
+// or one more if b is less than `longer`.
 struct DecodePlan {
   int blocks;
   int tiles;
@@ -78,7 +78,7 @@ struct ResidualOutput {
     if (residual != nullptr) before = __bfloat162float(residual[static_cast<int64_t>(row) * n + out]);
   }
   __device__ void store(int row, int out, float sum, Prepared before) const {
-    y[static_cast<int64_t>(row) * n + out] = __float2bfloat16(before + sum);
+    y[static_cast<int64_t>(row) * n + out] = to_bf16(before + sum);
   }
 };
 
@@ -122,16 +122,23 @@ __global__ void __launch_bounds__(kMaxDecodeWarps * 32, kDecodeBlocks<kGroup, kU
       copy_item<kGroup, kUnits>(ring, output.extra, block, first_column);
     }
   }
+  // Items are copied as they are multiplied: kAtOnce in a group.
+  constexpr int kAtOnce = kItemsAtOnce<kGroup, kUnits>;
+  constexpr int kCopyGroups = kRingSlots / kAtOnce;
   ItemSource<kGroup, kUnits> source(w, extra ? 0 : block, first_column);
-  int copied = 0;
+  int to_copy = extra ? 0 : tiles;
   const auto copy_next = [&](unsigned char* slot) {
-    if (copied < tiles && !extra) source.copy(slot);
+    if (to_copy <= 0) return;
+    source.copy(slot);
     source.advance(w, plan.blocks);
-    ++copied;
-    copy_async_commit();
+    --to_copy;
   };
 #pragma unroll 1
-  for (int i = 0; i < kRingSlots; ++i) copy_next(ring + i * S::kItemBytes);
+  for (int i = 0; i < kCopyGroups; ++i) {
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) copy_next(ring + (i * kAtOnce + j) * S::kItemBytes);
+    copy_async_commit();
+  }
   typename Input::Weights weights[S::kOfLane];
 #pragma unroll
   for (int i = 0; i < S::kOfLane; ++i) weights[i] = input.weights(first_column + S::column_of_lane(i), w.k);
@@ -180,7 +187,6 @@ __global__ void __launch_bounds__(kMaxDecodeWarps * 32, kDecodeBlocks<kGroup, kU
   Fragments<kGroup, kUnits, kMaxRows> x;
   x.read(slice, rows);
 
-  constexpr int kAtOnce = kItemsAtOnce<kGroup, kUnits>;
   int slot = 0;
   int buffer = 0;
 #pragma unroll 1
@@ -189,7 +195,7 @@ __global__ void __launch_bounds__(kMaxDecodeWarps * 32, kDecodeBlocks<kGroup, kU
     const int count = min(plan.batch, tiles - tile);
 #pragma unroll 1
     for (int i = 0; i < count; i += kAtOnce) {
-      copy_async_wait<kRingSlots - kAtOnce>();
+      copy_async_wait<kCopyGroups - 1>();
       __syncwarp();
       TileSums of[kAtOnce];
       const unsigned char* items[kAtOnce];
@@ -203,8 +209,12 @@ __global__ void __launch_bounds__(kMaxDecodeWarps * 32, kDecodeBlocks<kGroup, kU
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) {
         if (i + j < count) store_sums(sums + (i + j) * rows * 16 * kSumStride, of[j], rows);
-        copy_next(ring + (slot + j) * S::kItemBytes);
       }
+      if (to_copy > 0) {
+#pragma unroll
+        for (int j = 0; j < kAtOnce; ++j) copy_next(ring + (slot + j) * S::kItemBytes);
+      }
+      copy_async_commit();
       slot = slot + kAtOnce >= plan.slots ? 0 : slot + kAtOnce;
     }
     take_batch(sums, tile, count);
@@ -218,13 +228,14 @@ cudaError_t launch_decode_slices(const Input& input, const Int4Matrix& w, const 
   using S = Slice<kGroup, kUnits>;
   int extra_blocks = 0;
   if constexpr (Output::kExtra) extra_blocks = output.extra.row_tiles();
-  DecodePlan plan =
-      plan_decode<kGroup, kUnits>(w.row_tiles(), rows, std::max(blocks - extra_blocks, 1));
-  if constexpr (Output::kExtra) plan.bytes = std::max(plan.bytes, plan.ring + kMaxDecodeWarps * S::kBf16Bytes);
+  DecodePlan plan = plan_decode<kGroup, kUnits>(w.row_tiles(), rows, std::max(blocks - extra_blocks, 1));
+  if constexpr (Output::kExtra)
+    plan.bytes = std::max(plan.bytes, plan.ring + kMaxDecodeWarps * S::kBf16Bytes);
   if (plan.bytes > max_shared_bytes()) return cudaErrorInvalidValue;
-  return launch(decode_kernel<kGroup, kUnits, kMaxRows, Input, Output>,
-                {dim3(plan.blocks + extra_blocks), dim3(kMaxDecodeWarps * 32), static_cast<size_t>(plan.bytes)},
-                stream, input, w, output, rows, plan);
+  return launch(
+      decode_kernel<kGroup, kUnits, kMaxRows, Input, Output>,
+      {dim3(plan.blocks + extra_blocks), dim3(kMaxDecodeWarps * 32), static_cast<size_t>(plan.bytes)}, stream,
+      input, w, output, rows, plan);
 }
 
 inline constexpr int kMaxSliceColumns = 512;
@@ -282,8 +293,9 @@ cudaError_t launch_decode(DecodeKernel kernel, const Input& input, const Int4Mat
   return with_slices(w.group, w.column_tiles(), input.least_columns(), [&](auto group, auto units) {
     constexpr int kGroup = decltype(group)::value;
     constexpr int kUnits = decltype(units)::value;
-    return rows == 1 ? launch_decode_slices<kGroup, kUnits, 1>(input, w, output, rows, blocks, stream)
-                     : launch_decode_slices<kGroup, kUnits, kMaxDecodeRows>(input, w, output, rows, blocks, stream);
+    return rows == 1
+               ? launch_decode_slices<kGroup, kUnits, 1>(input, w, output, rows, blocks, stream)
+               : launch_decode_slices<kGroup, kUnits, kMaxDecodeRows>(input, w, output, rows, blocks, stream);
   });
 }
 

@@ -166,8 +166,8 @@ struct Four {
   float high[2];
 };
 
-// Four values as a word of each digit, {high, low}. 1.5 * 2^23 leaves the rounded value in the low bits of the
-// sum; 128 more makes the low digit one of -128..127 with its top bit turned.
+// Four values as a word of each digit, {high, low}. 1.5 * 2^23 leaves the rounded value in the low bits of
+// the sum; 128 more makes the low digit one of -128..127 with its top bit turned.
 __device__ __forceinline__ uint2 digits_of(const Four& v, float factor) {
   constexpr float kShift = 12582912.0F + 128.0F;
   const auto shifted = [&](float x) { return __float_as_uint(x * factor + kShift); };
@@ -236,12 +236,13 @@ __device__ __forceinline__ void load_slice(
           const int word = S::word_of_lane(i);
           if constexpr (kDigits) {
             const uint2 digits = digits_of(v[i], factor);
-            uint32_t* at = reinterpret_cast<uint32_t*>(to) + row * 2 * S::kDigitWords + word % 4 * S::kWords +
-                           word / 4;
+            uint32_t* at =
+                reinterpret_cast<uint32_t*>(to) + row * 2 * S::kDigitWords + word % 4 * S::kWords + word / 4;
             at[0] = digits.x;
             at[S::kDigitWords] = digits.y;
           } else {
-            uint32_t* at = reinterpret_cast<uint32_t*>(to + row * S::kBf16RowBytes) + S::column_of_lane(i) / 2;
+            uint32_t* at =
+                reinterpret_cast<uint32_t*>(to + row * S::kBf16RowBytes) + S::column_of_lane(i) / 2;
             at[0] = pack_bf16(v[i].low[0], v[i].low[1]);
             at[8] = pack_bf16(v[i].high[0], v[i].high[1]);
           }
@@ -250,7 +251,8 @@ __device__ __forceinline__ void load_slice(
       if constexpr (Input::kNorm) square = warp_sum(square, S::kLanes);
       if (row < rows && threadIdx.x % S::kLanes == 0) {
         if constexpr (kDigits) scales[row] = most * (1.0F / (127.0F * 256.0F * 16.0F));
-        if constexpr (Input::kNorm) squares[row * kMaxDecodeWarps + static_cast<int>(threadIdx.x / 32)] = square;
+        if constexpr (Input::kNorm)
+          squares[row * kMaxDecodeWarps + static_cast<int>(threadIdx.x / 32)] = square;
       }
     }
   }
@@ -270,8 +272,8 @@ struct Fragments {
   using S = Slice<kGroup, kUnits>;
 
   uint32_t words[S::kWords];  // of digit r % 2 of row r / 2
-  const uint2* more;          // the same of row r / 2 + 4, in shared memory; null: there are four rows or less
-  float scales[2];            // of the rows q and q + 4
+  const uint2* more;  // the same of row r / 2 + 4, in shared memory; null: there are four rows or less
+  float scales[2];    // of the rows q and q + 4
 
   // From what load_slice left, which stays in use where there are more than four rows.
   __device__ __forceinline__ void read(const unsigned char* from, int rows) {
@@ -313,7 +315,19 @@ struct Fragments {
   __device__ __forceinline__ void multiply_halves(TileSums (&sums)[kItems],
                                                   const unsigned char* const (&items)[kItems]) const {
     const int lane = static_cast<int>(threadIdx.x % 32);
-    int32_t products[kItems][kHalves][4] = {};
+    // A product begins with 1.5 * 2^23's bits: a float that much larger then holds it, as it stays below
+    // 2^22, where a conversion would take eight times as long.
+    constexpr int32_t kShiftBits = 0x4b400000;
+    constexpr float kShift = 12582912.0F;
+    int32_t products[kItems][kHalves][4];
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) {
+#pragma unroll
+      for (int half = 0; half < kHalves; ++half) {
+#pragma unroll
+        for (int c = 0; c < 4; ++c) products[i][half][c] = kShiftBits;
+      }
+    }
 #pragma unroll
     for (int j = 0; j < S::kTiles; ++j) {
       uint4 w[kItems];
@@ -344,10 +358,11 @@ struct Fragments {
               items[i] + S::kTileBytes)[(columns / kGroup - 1) * 8 + lane / 4];
 #pragma unroll
           for (int half = 0; half < kHalves; ++half) {
-            int32_t(&c)[4] = products[i][half];
-            sums[i].of[half][0] += low_bf16(scale) * static_cast<float>(c[0] * 256 + c[1]);
-            sums[i].of[half][1] += high_bf16(scale) * static_cast<float>(c[2] * 256 + c[3]);
-            c[0] = c[1] = c[2] = c[3] = 0;
+            int32_t (&c)[4] = products[i][half];
+            const auto digit = [&](int n) { return __int_as_float(c[n]) - kShift; };
+            sums[i].of[half][0] += low_bf16(scale) * (digit(0) * 256.0F + digit(1));
+            sums[i].of[half][1] += high_bf16(scale) * (digit(2) * 256.0F + digit(3));
+            c[0] = c[1] = c[2] = c[3] = kShiftBits;
           }
         }
       }
@@ -445,9 +460,7 @@ struct PlainInput {
   using Raw = Bf16Four;
 
   __device__ Weights weights(int /*column*/, int /*k*/) const { return {}; }
-  __device__ Raw load(int row, int column, int k) const {
-    return Raw::read(x + (row * k + column));
-  }
+  __device__ Raw load(int row, int column, int k) const { return Raw::read(x + (row * k + column)); }
   __device__ Four finish(const Raw& raw, const Weights& /*weights*/, float& /*square*/) const {
     return raw.widen();
   }
@@ -466,9 +479,7 @@ struct NormedInput {
   __device__ Weights weights(int column, int k) const {
     return column < k ? Weights::read(norm.weight + column) : Weights{};
   }
-  __device__ Raw load(int row, int column, int k) const {
-    return Raw::read(x + (row * k + column));
-  }
+  __device__ Raw load(int row, int column, int k) const { return Raw::read(x + (row * k + column)); }
   __device__ Four finish(const Raw& raw, const Weights& weights, float& square) const {
     Four v = raw.widen();
     const Four w = weights.widen();

@@ -2,7 +2,10 @@
 // lowest expert, as torch.sort has them descending and stable.
 #pragma once
 
-#include "kernels/cuda/activation.cuh"
+#include <cmath>
+#include <type_traits>
+
+#include "kernels/cuda/primitives.cuh"
 #include "kernels/moe/cuda.h"
 
 namespace qwen::cuda {
@@ -45,60 +48,66 @@ __device__ __forceinline__ uint32_t choose_experts(uint32_t (&keys)[kPerLane], i
   return own;
 }
 
+// Batcher's odd-even merge sort.
 template <int kPerLane>
 __device__ __forceinline__ void sort_descending(uint32_t (&keys)[kPerLane]) {
 #pragma unroll
-  for (int size = 2; size <= kPerLane; size *= 2) {
+  for (int size = 1; size < kPerLane; size *= 2) {
 #pragma unroll
-    for (int stride = size / 2; stride > 0; stride /= 2) {
+    for (int stride = size; stride > 0; stride /= 2) {
 #pragma unroll
       for (int i = 0; i < kPerLane; ++i) {
-        const int j = i ^ stride;
-        if (j < i) continue;
+        const int j = i + stride;
+        if (i < stride % size || (i - stride % size) / stride % 2 != 0) continue;
+        if (j >= kPerLane || i / (2 * size) != j / (2 * size)) continue;
         const uint32_t most = max(keys[i], keys[j]);
-        const uint32_t least = min(keys[i], keys[j]);
-        keys[i] = (i & size) == 0 ? most : least;
-        keys[j] = (i & size) == 0 ? least : most;
+        keys[j] = min(keys[i], keys[j]);
+        keys[i] = most;
       }
     }
   }
 }
 
-// As choose_experts, the `count` best of a row's logits [E]. Made for latency: the loads are on their way
-// together, and lanes that have their keys in order find a choice by one reduction.
+// As choose_experts, the `count` best of a row's logits [E], `count` at most E. Made for latency: the loads
+// are on their way together, and lanes that have their keys in order find a choice by one reduction.
 __device__ __forceinline__ uint32_t choose_experts(const float* logits, int experts, int count) {
   constexpr int kPerLane = 8;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const float* own_logits = logits + lane;
+  const int lane = static_cast<int>(threadIdx.x % 32);
   uint32_t own = 0;
-#pragma unroll 1
-  for (int first = 0; first < experts; first += 32 * kPerLane) {
+  // kWhole: the first experts, of which there are enough to ask nothing about them.
+  const auto look_at = [&](int first, auto is_whole) {
+    constexpr bool kWhole = decltype(is_whole)::value;
+    const int least = first + lane;
+    const float* of_lane = logits + least;
+    settle(of_lane);
     float values[kPerLane];
 #pragma unroll
     for (int i = 0; i < kPerLane; ++i) {
-      values[i] = first + i * 32 + lane < experts ? __ldcg(own_logits + first + i * 32) : 0.0F;
+      // Those past the last one are below it, whatever it has.
+      values[i] = kWhole || least + i * 32 < experts ? __ldcg(of_lane + i * 32) : -INFINITY;
     }
     uint32_t keys[kPerLane];
 #pragma unroll
-    for (int i = 0; i < kPerLane; ++i) {
-      const int expert = first + i * 32 + lane;
-      const uint32_t key = choice_key(values[i], expert);
-      keys[i] = expert < experts ? key : 0;
-    }
+    for (int i = 0; i < kPerLane; ++i) keys[i] = choice_key(values[i], least + i * 32);
     sort_descending(keys);
     uint32_t before = own;  // of the experts below `first`
-#pragma unroll 1
+#pragma unroll 4
     for (int choice = 0; choice < count; ++choice) {
-      const uint32_t best = __reduce_max_sync(~0U, max(keys[0], before));
-      if (before == best) before = 0;
-      if (keys[0] == best) {
+      const uint32_t best = __reduce_max_sync(~0U, kWhole ? keys[0] : max(keys[0], before));
+      if (!kWhole && before == best) before = 0;
+      const bool is_mine = keys[0] == best;
 #pragma unroll
-        for (int i = 0; i < kPerLane - 1; ++i) keys[i] = keys[i + 1];
-        keys[kPerLane - 1] = 0;
-      }
-      if (lane == choice) own = best;
+      for (int i = 0; i < kPerLane; ++i) keys[i] = !is_mine ? keys[i] : i + 1 < kPerLane ? keys[i + 1] : 0;
+      own = lane == choice ? best : own;
     }
+  };
+  int first = 0;
+  if (experts >= 32 * kPerLane) {
+    look_at(0, std::true_type());
+    first = 32 * kPerLane;
   }
+#pragma unroll 1
+  for (; first < experts; first += 32 * kPerLane) look_at(first, std::false_type());
   return own;
 }
 
@@ -107,11 +116,13 @@ __device__ __forceinline__ uint32_t choose_experts(const float* logits, int expe
 __device__ __forceinline__ float choice_weight(uint32_t own, int top_k) {
   const float logit = logit_of(own);
   const float most = __shfl_sync(~0U, logit, 0);
-  const float share = static_cast<int>(threadIdx.x) % 32 < top_k ? expf(logit - most) : 0.0F;
-  return round_bf16(share / warp_sum(share));
+  const float share = static_cast<int>(threadIdx.x % 32) < top_k ? __expf(logit - most) : 0.0F;
+  return round_bf16(__fdividef(share, warp_sum(share)));
 }
 
 // The weight of the shared expert.
-__device__ __forceinline__ float shared_weight(float logit) { return round_bf16(sigmoid(logit)); }
+__device__ __forceinline__ float shared_weight(float logit) {
+  return round_bf16(__fdividef(1.0F, 1.0F + __expf(-logit)));
+}
 
 }  // namespace qwen::cuda

@@ -24,6 +24,7 @@ SMALL = [
     DecodeCase(2, 128, 3, 1, 128, 256, 128),
     DecodeCase(2, 64, 40, 32, 32, 32, 32),
     DecodeCase(1, 40 * 32, 12, 8, 96, 32, 32),
+    DecodeCase(1, 32, 33, 32, 512, 320, 32),
 ]
 FULL = [DecodeCase(rows, 2048, 256, 8, 512, 512, group) for rows in (1, 8) for group in (32, 128)]
 # Experts, chosen: as many as there may be, and more or fewer than a warp looks at at once.

@@ -13,13 +13,13 @@ import torch
 from ..cuda_native import Gpu
 from .sweep import Measured, measure, warm_up
 from .tables import section, table_path, updated
-from .workloads import OPERATORS, workloads
+from .workloads import OPERATORS, Config, workloads
 
 GROUPS = (32, 128)
 
 
-def _config(config: tuple[int, int]) -> str:
-    return f"{{{config[0]}, {config[1]}}}"
+def _config(config: Config) -> str:
+    return f"{{{', '.join(map(str, config))}}}"
 
 
 def _shape(row: Measured) -> str:
@@ -31,8 +31,6 @@ def sweep(gpu: Gpu, operators: tuple[str, ...]) -> list[Measured]:
     warm_up()
     for group in GROUPS:
         for work in workloads(gpu, operators, group):
-            if work.group == 0 and group != GROUPS[0]:
-                continue
             row = measure(gpu, work)
             rows.append(row)
             times = "  ".join(

@@ -41,7 +41,7 @@ class Measured:
 
     @staticmethod
     def from_json(row: dict[str, Any]) -> "Measured":
-        configs = {key: (int(row[key][0]), int(row[key][1])) for key in ("default", "best")}
+        configs = {key: tuple(row[key]) for key in ("default", "best")}
         return Measured(**{**row, **configs, "wrong": tuple(tuple(c) for c in row["wrong"])})
 
 
@@ -104,7 +104,7 @@ def _results(gpu: Gpu, work: Work, state: list[Tensor]) -> list[Tensor]:
     gpu.synchronize()
     work.call(0)
     gpu.synchronize()
-    return [tensor.float() for tensor in (*work.outputs, *work.state)]
+    return [tensor.to(torch.float32, copy=True) for tensor in (*work.outputs, *work.state)]
 
 
 def _error(actual: list[Tensor], expected: list[Tensor]) -> float:
@@ -143,11 +143,11 @@ def measure(gpu: Gpu, work: Work, microseconds: Callable[[Gpu, Work], float] = m
                 continue
             times[config] = microseconds(gpu, work)
     finally:
-        _use(gpu, work, (0, 0))
+        _use(gpu, work, (0,) * len(default))
     taken = {config: us for config, us in times.items() if us is not None}
     best = min(taken, key=lambda config: taken[config])
     if taken[best] > (1 - GAIN) * taken[default]:
         best = default
-    names = {f"{a},{b}": us for (a, b), us in times.items()}
+    names = {",".join(map(str, config)): us for config, us in times.items()}
     key = (work.operator, work.phase, work.kernel, work.n, work.k, work.group, work.rows)
     return Measured(*key, default, taken[default], best, taken[best], names, tuple(wrong))

@@ -12,8 +12,6 @@ KERNELS = {
     ("decode", "DELTA_INPUT"): "kDeltaInput",
     ("decode", "DELTA_OUTPUT"): "kDeltaOutput",
     ("decode", "MOE_GATE_UP"): "kMoeGateUp",
-    ("decode", "MOE_DOWN"): "kMoeDown",
-    ("decode", "ROUTER"): "kRouter",
     ("prefill", "LINEAR"): "kLinearPrefill",
     ("prefill", "SWIGLU"): "kSwigluPrefill",
     ("prefill", "MOE_GATE_UP"): "kMoeGateUpPrefill",
@@ -32,8 +30,8 @@ def _line(architecture: int, row: Measured) -> str:
     code = f"TUNED_{row.phase.upper()}({', '.join(map(str, [*fields, *row.best]))})"
     if row.best == row.default:
         return f"{code}  // {row.best_us:.2f} us, the default"
-    a, b = row.default
-    return f"{code}  // {row.best_us:.2f} us; default {{{a}, {b}}}: {row.default_us:.2f} us"
+    default = ", ".join(map(str, row.default))
+    return f"{code}  // {row.best_us:.2f} us; default {{{default}}}: {row.default_us:.2f} us"
 
 
 def _key(row: Measured) -> tuple[str, str, int, int, int, int]:

@@ -10,7 +10,7 @@ from ..cuda_native import Gpu
 
 OPERATORS = ("linear", "gated_delta", "moe")
 EPS = 1e-6
-Config = tuple[int, int]
+Config = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,16 @@ QWEN3_5_35B_A3B = Model()
 TOKENS = (32, 64, 128, 256, 512, 1024, 1536, 2048)
 EXPERT_ROWS = (2, 4, 8, 16, 32, 48, 64, 128)
 
-# {warps, row_tiles} (linear/decode_configs.h) and {tokens, rows} (linear/prefill_configs.h).
-_PRODUCT = ((4, 1), (8, 1), (16, 1), (4, 2), (8, 2), (4, 3), (8, 3))
+# {blocks_per_sm} (linear/decode_configs.h) and {tokens, rows} (linear/prefill_configs.h).
+_DECODE = ((1,), (2,))
 _DENSE = ((16, 8), (32, 8), (32, 1), (128, 8), (128, 16))
 _EXPERTS = ((8, 16), (16, 16), (16, 8), (32, 8), (64, 16), (96, 8), (96, 16))
 CONFIGS: dict[tuple[str, str], tuple[Config, ...]] = {
-    ("decode", "LINEAR"): _PRODUCT,
-    ("decode", "HEAD"): _PRODUCT,
-    ("decode", "DELTA_INPUT"): _PRODUCT,
-    ("decode", "DELTA_OUTPUT"): _PRODUCT,
-    ("decode", "MOE_GATE_UP"): ((8, 1), (16, 1), (8, 2), (16, 2)),
-    ("decode", "MOE_DOWN"): ((6, 1), (8, 1), (16, 1)),
-    ("decode", "ROUTER"): ((4, 1), (8, 1), (16, 1)),
+    ("decode", "LINEAR"): _DECODE,
+    ("decode", "HEAD"): _DECODE,
+    ("decode", "DELTA_INPUT"): _DECODE,
+    ("decode", "DELTA_OUTPUT"): _DECODE,
+    ("decode", "MOE_GATE_UP"): _DECODE,
     ("prefill", "LINEAR"): _DENSE,
     ("prefill", "SWIGLU"): _DENSE,
     ("prefill", "MOE_GATE_UP"): _EXPERTS,
@@ -215,41 +213,21 @@ def _moe_decode(a: Arguments, model: Model, group: int) -> Iterator[Work]:
     D, E, A, I = model.hidden, model.experts, model.top_k, model.intermediate  # noqa: E741
     shape = m.MoeShape(D, E, A, I, I)
     weight, norm = a.norm(D)
-    x, residual = a.randn(1, D), a.randn(1, D)
-    y = gpu.poisoned(1, D, dtype=torch.bfloat16)
-    logits = gpu.poisoned(1, E + 1, dtype=torch.float32)
-    routers = a.randn(a.sets(2 * E * D), E, D, scale=D**-0.5)
-    shared_gate = a.randn(1, D, scale=D**-0.5)
-
-    def router(i: int, kept: Tensor = weight) -> None:
-        weights = (norm, gpu.ptr(routers[i % len(routers)]), gpu.ptr(shared_gate))
-        m.router_decode(gpu.ptr(x), *weights, gpu.ptr(logits), shape, 1, gpu.stream())
-
-    yield Work("moe", "decode", "ROUTER", E, D, 0, router, (logits,), sets=len(routers))
+    x = a.randn(1, D)
 
     # Calls choose other experts rather than other matrices.
     sets = a.sets(A * D * I)
     scores = a.randn(sets, E + 1).float()
-    acts = a.randn(1, (A + 1) * I)
 
     gate_up, shared_gate_up = Int4(a, 2 * I, D, group, E, 1), Int4(a, 2 * I, D, group, 1, 1)
     act = gpu.poisoned(1, (A + 1) * I, dtype=torch.bfloat16)
 
-    def moe_gate_up(i: int) -> None:
+    def moe_gate_up(i: int, kept: Tensor = weight) -> None:
         matrices = (gate_up.structs[0], shared_gate_up.structs[0])
         before = (gpu.ptr(x), norm, gpu.ptr(scores[i % sets]))
         m.moe_gate_up_decode(*before, *matrices, gpu.ptr(act), shape, 1, gpu.stream())
 
     yield Work("moe", "decode", "MOE_GATE_UP", 2 * I, D, group, moe_gate_up, (act,), sets=sets)
-
-    down, shared_down = Int4(a, D, I, group, E, 1), Int4(a, D, I, group, 1, 1)
-
-    def moe_down(i: int) -> None:
-        before = (gpu.ptr(acts), gpu.ptr(scores[i % sets]))
-        matrices = (down.structs[0], shared_down.structs[0])
-        m.moe_down_decode(*before, *matrices, gpu.ptr(residual), gpu.ptr(y), shape, 1, gpu.stream())
-
-    yield Work("moe", "decode", "MOE_DOWN", D, I, group, moe_down, (y,), sets=sets)
 
 
 def _linear_prefill(a: Arguments, model: Model, group: int, all_tokens: tuple[int, ...]) -> Iterator[Work]:

@@ -13,7 +13,8 @@ from qwen_runner.kernels.norm import reference as norm
 from qwen_runner.kernels.tolerance import relative_error
 
 EPS = 1e-6
-# Outputs are rounded to bfloat16, and so is the normed x: each alone is 0.1 to 0.2 %; the references of z and mixed are too.
+# Outputs are rounded to bfloat16, and so is the normed x: each alone is 0.1 to 0.2 %; the references of z and
+# mixed are too.
 TOLERANCE = 6e-3
 BF16, F32 = torch.bfloat16, torch.float32
 

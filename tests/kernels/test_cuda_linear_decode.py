@@ -75,18 +75,16 @@ def test_a_row_does_not_depend_on_the_others(gpu: Gpu, generator: torch.Generato
     assert torch.equal(poisoned[[0, 1, 2, 3, 5, 6, 7]], whole[[0, 1, 2, 3, 5, 6, 7]])
 
 
-@pytest.mark.parametrize(("warps", "blocks_per_sm"), [(1, 1), (3, 1), (16, 1), (8, 2), (5, 3)])
-def test_every_split_gives_the_product(
-    gpu: Gpu, generator: torch.Generator, warps: int, blocks_per_sm: int
-) -> None:
+@pytest.mark.parametrize("blocks_per_sm", [1, 2, 5])
+def test_every_split_gives_the_product(gpu: Gpu, generator: torch.Generator, blocks_per_sm: int) -> None:
     m = gpu.module
-    m.override_decode_config(m.DecodeKernel.LINEAR, warps, blocks_per_sm)
+    m.override_decode_config(m.DecodeKernel.LINEAR, blocks_per_sm)
     try:
         for case in (cases.DecodeCase(2, 130, 448, 32), cases.DecodeCase(1, 130, 640, 128, residual=True)):
             arguments = Arguments(case, generator)
             assert relative_error(arguments.run(gpu), arguments.expected()) < TOLERANCE, case
     finally:
-        m.override_decode_config(m.DecodeKernel.LINEAR, 0, 0)
+        m.override_decode_config(m.DecodeKernel.LINEAR, 0)
 
 
 def test_what_it_cannot_do_is_refused(gpu: Gpu, generator: torch.Generator) -> None:
