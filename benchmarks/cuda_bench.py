@@ -112,10 +112,6 @@ def rms(x: Tensor, weight: Tensor) -> Tensor:
     return (normed * (1 + weight.float())).bfloat16().float()
 
 
-def relative(actual: Tensor, expected: Tensor) -> float:
-    return float((actual.float() - expected.float()).norm() / expected.float().norm())
-
-
 def microseconds(work: Workload, calls: int = 64, replays: int = 20) -> float:
     """The median over replays of a graph of `calls` calls."""
     side = torch.cuda.Stream()

@@ -24,10 +24,10 @@ from cuda_bench import (
     Bench,
     D,
     Workload,
-    relative,
     rms,
     stream,
 )
+from qwen_runner.kernels.tolerance import relative_error
 
 L2_BYTES = 128 << 20  # more than any card's
 
@@ -72,7 +72,7 @@ def decode_workloads(b: Bench, context: int) -> Iterator[Workload]:
 
     def check_delta_input() -> float:
         delta_input(0)
-        return relative(z, rms(x, norm_weight) @ qkvz[0].dense()[CHANNELS:].T)
+        return relative_error(z, rms(x, norm_weight) @ qkvz[0].dense()[CHANNELS:].T)
 
     yield Workload(
         "delta_input",
@@ -134,7 +134,7 @@ def decode_workloads(b: Bench, context: int) -> Iterator[Workload]:
 
     def check_qkv() -> float:
         qkv_linear(0)
-        return relative(qkv, rms(x, norm_weight) @ qkv_weights[0].dense().T)
+        return relative_error(qkv, rms(x, norm_weight) @ qkv_weights[0].dense().T)
 
     yield Workload(
         "attention_qkv", qkv_linear, qkv_weights[0].bytes, per_token=attention_layers, check=check_qkv
@@ -214,7 +214,7 @@ def decode_workloads(b: Bench, context: int) -> Iterator[Workload]:
 
     def check_route() -> float:
         route(0)
-        return relative(router_logits, rms(x, norm_weight) @ torch.cat((router, shared_gate)).float().T)
+        return relative_error(router_logits, rms(x, norm_weight) @ torch.cat((router, shared_gate)).float().T)
 
     yield Workload("router", route, 2.0 * (EXPERTS + 1) * D, per_token=LAYERS, check=check_route)
 
@@ -245,7 +245,7 @@ def decode_workloads(b: Bench, context: int) -> Iterator[Workload]:
         expert = int(scores[0][0, :EXPERTS].topk(TOP_K).indices[3])
         rows = (rms(x, norm_weight) @ gate_up.dense(expert).T).view(-1, 2, 8)
         expected = (torch.nn.functional.silu(rows[:, 0]) * rows[:, 1]).flatten()
-        return relative(act[0, 3 * INTERMEDIATE : 4 * INTERMEDIATE], expected)
+        return relative_error(act[0, 3 * INTERMEDIATE : 4 * INTERMEDIATE], expected)
 
     yield Workload(
         "moe_gate_up", moe_gate_up, (TOP_K + 1) * gate_up.bytes, per_token=LAYERS, check=check_gate_up
@@ -272,7 +272,7 @@ def decode_workloads(b: Bench, context: int) -> Iterator[Workload]:
         experts = (*map(down.dense, top.indices.tolist()), shared_down.dense())
         for part, share, expert in zip(act[0].float().chunk(TOP_K + 1), shares, experts, strict=True):
             total = total + share * (part @ expert.T)
-        return relative(y[0], total)
+        return relative_error(y[0], total)
 
     yield Workload("moe_down", moe_down, (TOP_K + 1) * down.bytes, per_token=LAYERS, check=check_down)
 
@@ -284,7 +284,7 @@ def decode_workloads(b: Bench, context: int) -> Iterator[Workload]:
 
     def check_head() -> float:
         int4_head(0)
-        return relative(logits, rms(x, norm_weight) @ head.dense().T)
+        return relative_error(logits, rms(x, norm_weight) @ head.dense().T)
 
     yield Workload("head", int4_head, head.bytes, check=check_head)
 

@@ -23,10 +23,10 @@ from cuda_bench import (
     Bench,
     D,
     Workload,
-    relative,
     rms,
     stream,
 )
+from qwen_runner.kernels.tolerance import relative_error
 
 
 def prefill_workloads(b: Bench, tokens: int) -> Iterator[Workload]:
@@ -42,7 +42,7 @@ def prefill_workloads(b: Bench, tokens: int) -> Iterator[Workload]:
 
     def check_norm() -> float:
         rms_norm(0)
-        return relative(y, rms(x, norm_weight))
+        return relative_error(y, rms(x, norm_weight))
 
     yield Workload("rms_norm", rms_norm, 4.0 * T * D, per_token=2 * LAYERS, check=check_norm)
 
@@ -63,7 +63,7 @@ def prefill_workloads(b: Bench, tokens: int) -> Iterator[Workload]:
         def check() -> float:
             call(0)
             expected = source.float() @ weights[0].dense().T
-            return relative(target, expected + residual.float() if with_residual else expected)
+            return relative_error(target, expected + residual.float() if with_residual else expected)
 
         moved = weights[0].bytes + 2.0 * T * (n + k)
         return Workload(name, call, moved, 2.0 * T * n * k, calls, check)
@@ -81,13 +81,44 @@ def prefill_workloads(b: Bench, tokens: int) -> Iterator[Workload]:
 
         def check() -> float:
             call(0)
-            return relative(target, x.float() @ weight.float().T)
+            return relative_error(target, x.float() @ weight.float().T)
 
         return Workload(name, call, 2.0 * n * D + 2.0 * T * D + 4.0 * T * n, 2.0 * T * n * D, calls, check)
 
     yield float_linear("delta_ab", 2 * VALUE_HEADS, linear_layers)
-    yield float_linear("router_logits", EXPERTS, LAYERS)
-    yield float_linear("shared_logit", 1, LAYERS)
+
+    router, router_logits = b.randn(EXPERTS, D, scale=D**-0.5), b.empty(T, EXPERTS, dtype=torch.float32)
+    gate, gate_logit = b.randn(1, D, scale=D**-0.5), b.empty(T, dtype=torch.float32)
+
+    def logits_of_both(_: int) -> None:
+        m.router_logits_prefill(
+            x.data_ptr(),
+            router.data_ptr(),
+            gate.data_ptr(),
+            router_logits.data_ptr(),
+            gate_logit.data_ptr(),
+            T,
+            D,
+            EXPERTS,
+            stream(),
+        )
+
+    def check_logits() -> float:
+        logits_of_both(0)
+        return relative_error(
+            torch.cat([router_logits, gate_logit[:, None]], 1),
+            x.float() @ torch.cat([router, gate]).float().T,
+        )
+
+    rows = EXPERTS + 1
+    yield Workload(
+        "router_logits",
+        logits_of_both,
+        2.0 * rows * D + 2.0 * T * D + 4.0 * T * rows,
+        2.0 * T * rows * D,
+        LAYERS,
+        check_logits,
+    )
 
     delta_shape = m.DeltaShape(KEY_HEADS, VALUE_HEADS, DELTA_DIM, DELTA_DIM, TAPS)
     qkvz, gates = b.randn(T, CHANNELS + VALUES), b.randn(T, 2 * VALUE_HEADS, dtype=torch.float32)
@@ -180,7 +211,7 @@ def prefill_workloads(b: Bench, tokens: int) -> Iterator[Workload]:
     def check_route() -> float:
         route(0)
         top = logits.softmax(-1).topk(TOP_K)
-        return relative(weights, top.values / top.values.sum(-1, keepdim=True))
+        return relative_error(weights, top.values / top.values.sum(-1, keepdim=True))
 
     yield Workload("router_top_k", route, 4.0 * T * EXPERTS, per_token=LAYERS, check=check_route)
 
@@ -203,6 +234,9 @@ def prefill_workloads(b: Bench, tokens: int) -> Iterator[Workload]:
 
     yield Workload("moe_sort", sort, 8.0 * T * TOP_K, per_token=LAYERS, check=check_sort)
 
+    route(0)
+    sort(0)
+    chosen_experts = int((offsets[1:] > offsets[:-1]).sum())  # whose weights are read
     gate_up = [b.int4(2 * INTERMEDIATE, D, EXPERTS) for _ in range(2)]
     down = [b.int4(D, INTERMEDIATE, EXPERTS) for _ in range(2)]
     act, chosen = b.empty(T * TOP_K, INTERMEDIATE), b.empty(T * TOP_K, D)
@@ -225,13 +259,13 @@ def prefill_workloads(b: Bench, tokens: int) -> Iterator[Workload]:
         rows = order[offsets[expert] : offsets[expert + 1]].long() // TOP_K
         product = (x[rows].float() @ gate_up[0].dense(expert).T).unflatten(1, (-1, 2, 8))
         expected = (torch.nn.functional.silu(product[:, :, 0]) * product[:, :, 1]).flatten(1)
-        return relative(act[offsets[expert] : offsets[expert + 1]], expected)
+        return relative_error(act[offsets[expert] : offsets[expert + 1]], expected)
 
     expert_operations = 2.0 * T * TOP_K * D * INTERMEDIATE
     yield Workload(
         "moe_gate_up",
         moe_gate_up,
-        EXPERTS * gate_up[0].bytes + 2.0 * T * TOP_K * INTERMEDIATE,
+        chosen_experts * gate_up[0].bytes + 2.0 * T * TOP_K * INTERMEDIATE,
         2 * expert_operations,
         LAYERS,
         check_gate_up,
@@ -254,12 +288,12 @@ def prefill_workloads(b: Bench, tokens: int) -> Iterator[Workload]:
         expert = EXPERTS // 3
         begin, end = int(offsets[expert]), int(offsets[expert + 1])
         expected = act[begin:end].float() @ down[0].dense(expert).T
-        return relative(chosen[order[begin:end].long()], expected)
+        return relative_error(chosen[order[begin:end].long()], expected)
 
     yield Workload(
         "moe_down",
         moe_down,
-        EXPERTS * down[0].bytes + 2.0 * T * TOP_K * D,
+        chosen_experts * down[0].bytes + 2.0 * T * TOP_K * D,
         expert_operations,
         LAYERS,
         check_down,
@@ -292,7 +326,7 @@ def prefill_workloads(b: Bench, tokens: int) -> Iterator[Workload]:
     def check_combine() -> float:
         combine(0)
         total = (chosen.view(T, TOP_K, D).float() * weights[..., None]).sum(1)
-        return relative(y, residual.float() + total + shared_logit.sigmoid()[:, None] * shared.float())
+        return relative_error(y, residual.float() + total + shared_logit.sigmoid()[:, None] * shared.float())
 
     yield Workload("moe_combine", combine, 2.0 * T * (TOP_K + 3) * D, per_token=LAYERS, check=check_combine)
 

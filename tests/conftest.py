@@ -13,6 +13,11 @@ import pytest
 _ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _ROOT]
 
+# Where these are installed, transformers runs their Triton kernels, on a model on the CPU, too: without them
+# it takes its own PyTorch functions.
+for _package in ("fla", "causal_conv1d"):
+    sys.modules[_package] = None  # type: ignore[assignment]
+
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:

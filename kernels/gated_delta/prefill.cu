@@ -48,9 +48,11 @@ cudaError_t prefill_chunks(const Convolution& convolution, const float* gates, c
                            const DeltaShape& shape, cudaStream_t stream) {
   const int64_t chunk_number = chunk_count(convolution.tokens);
   const PrefillChunks chunks(scratch, shape, chunk_number);
+  const int64_t blocks = chunk_number * shape.key_heads;
+  const int splits = 2 * blocks <= multiprocessors() ? shape.value_heads / shape.key_heads : 1;
   QWEN_RETURN_IF_CUDA_ERROR(
       launch(prepare_chunks<kKeyDim>,
-             {dim3(shape.key_heads, static_cast<unsigned>(chunk_number)), dim3(kPrepareThreads),
+             {dim3(shape.key_heads, static_cast<unsigned>(chunk_number), splits), dim3(kPrepareThreads),
               static_cast<size_t>(prepare_shared_bytes<kKeyDim>(shape))},
              stream, convolution, gates, a_log, dt_bias, chunks, shape));
   // GPUs with less shared memory than Hopper's take narrower slices, one chunk at a time.
@@ -76,7 +78,7 @@ cudaError_t delta_prefill(const bf16* qkvz, const float* gates, const bf16* conv
   QWEN_RETURN_IF_CUDA_ERROR(
       launch(convolve_all, {grid, dim3(kConvolveThreads)}, stream, convolution, mixed, shape));
   return delta_recurrence(mixed, gates, a_log, dt_bias, recurrent_state, slot, core, shape, 1, tokens,
-                          stream);
+                          Int4Matrix{}, stream);
 }
 
 size_t delta_prefill_scratch(DeltaShape shape, int64_t tokens) {

@@ -27,6 +27,11 @@ __device__ __forceinline__ void convolve(const Convolution& in, const DeltaShape
   constexpr int kBefore = kMaxTaps - 1;
   const int stride = shape.channels() + shape.value_size();
   const int64_t left = in.tokens - begin;
+  if (left <= 0) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) sink(i, float4{});
+    return;
+  }
   const int rows_left = left < kRows ? static_cast<int>(left) : kRows;
   // Rows begin - 3 and on, four channels each. Rows before the first come from the state, which keeps taps -
   // 1 of them.

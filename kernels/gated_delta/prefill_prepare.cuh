@@ -146,7 +146,8 @@ __device__ __forceinline__ void invert(float* m, float* product, int warp, int l
   }
 }
 
-// Block (key head, chunk), for the value heads of the key head. Dv a multiple of 32.
+// Block (key head, chunk, z), for the value heads of the key head; of short prompts, whose blocks are few,
+// one for each value head, and the first leaves q and k. Dv a multiple of 32.
 template <int kKeyDim>
 __global__ __launch_bounds__(kPrepareThreads, 4) void prepare_chunks(Convolution in, const float* gates,
                                                                      const bf16* a_log, const bf16* dt_bias,
@@ -160,6 +161,9 @@ __global__ __launch_bounds__(kPrepareThreads, 4) void prepare_chunks(Convolution
   float* const gram = inverse + kChunk * kInverseStride;
   float* const product = gram + kChunk * kInverseStride;
   const int group = shape.value_heads / shape.key_heads;
+  // Of the group, the block's heads: all, or the one of its z.
+  const auto first_head = [] { return static_cast<int>(blockIdx.z); };
+  const auto end_head = [&] { return gridDim.z == 1 ? group : static_cast<int>(blockIdx.z) + 1; };
   auto* const decays = reinterpret_cast<float*>(shared + prepare_matrices_bytes<kKeyDim>());
   float* const betas = decays + group * kChunk;
 
@@ -172,7 +176,7 @@ __global__ __launch_bounds__(kPrepareThreads, 4) void prepare_chunks(Convolution
   wait_for_previous_kernel();
 
 #pragma unroll 1
-  for (int h = warp; h < group; h += kPrepareThreads / 32) {
+  for (int h = first_head() + warp; h < end_head(); h += kPrepareThreads / 32) {
     const int head = key_head * group + h;
     float* const decay = decays + h * kChunk;
     float* const beta = betas + h * kChunk;
@@ -201,13 +205,14 @@ __global__ __launch_bounds__(kPrepareThreads, 4) void prepare_chunks(Convolution
       const uint32_t second_pair = pack_bf16(x.z * norm, x.w * norm);
       const int row = strip + i;
       store4(to_shared + swizzled<kKeyDim>(row, column), first_pair, second_pair);
-      store4(to + row * kKeyDim + column, first_pair, second_pair);
+      if (blockIdx.z == 0) store4(to + row * kKeyDim + column, first_pair, second_pair);
     });
   }
   const int value_lanes = shape.value_dim / 4;
 #pragma unroll 1
-  for (int item = thread; item < group * kStrips * value_lanes; item += kPrepareThreads) {
-    const int head = key_head * group + item / (kStrips * value_lanes);
+  for (int item = thread; item < (end_head() - first_head()) * kStrips * value_lanes;
+       item += kPrepareThreads) {
+    const int head = key_head * group + first_head() + item / (kStrips * value_lanes);
     const int strip = item / value_lanes % kStrips * kStrip;
     const int column = item % value_lanes * 4;
     const int channel = 2 * shape.key_heads * kKeyDim + head * shape.value_dim + column;
@@ -266,7 +271,7 @@ __global__ __launch_bounds__(kPrepareThreads, 4) void prepare_chunks(Convolution
                   column + 3 <= row ? x.w * fast_exp(own - others.w) : 0.0F};
   };
 #pragma unroll 1
-  for (int h = 0; h < group; ++h) {
+  for (int h = first_head(); h < end_head(); ++h) {
     bf16* const to =
         out.mixing + (chunk * shape.value_heads + key_head * group + h) * 2 * kChunk * kChunk + column;
 #pragma unroll
@@ -284,7 +289,7 @@ __global__ __launch_bounds__(kPrepareThreads, 4) void prepare_chunks(Convolution
   __syncthreads();
 
 #pragma unroll 1
-  for (int h = 0; h < group; ++h) {
+  for (int h = first_head(); h < end_head(); ++h) {
     const float* const beta = betas + h * kChunk;
 #pragma unroll
     for (int row = first_row; row < kChunk; row += kPrepareThreads / (kChunk / 4)) {

@@ -28,6 +28,11 @@ cudaError_t int4_swiglu_prefill(const bf16* x, Int4Matrix w, bf16* y, int64_t to
 // float32 [T, N].
 cudaError_t float_linear_prefill(const bf16* x, const bf16* w, float* y, int64_t tokens, int k, int n,
                                  cudaStream_t stream);
+// The same of two matrices in one launch: router [E, K] and shared_gate [1, K].
+// logits [T, E], shared_logit [T].
+cudaError_t router_logits_prefill(const bf16* x, const bf16* router, const bf16* shared_gate, float* logits,
+                                  float* shared_logit, int64_t tokens, int k, int experts,
+                                  cudaStream_t stream);
 
 // y [T, D] = the rows `ids` [T] of a table of D = table.k columns. An id outside the table gives a row of
 // NaN.

@@ -10,16 +10,17 @@ void bind_linear_prefill(pybind11::module_& m) {
   bind(m, "int4_linear_prefill", &int4_linear_prefill);
   bind(m, "int4_swiglu_prefill", &int4_swiglu_prefill);
   bind(m, "float_linear_prefill", &float_linear_prefill);
+  bind(m, "router_logits_prefill", &router_logits_prefill);
   pybind11::enum_<PrefillKernel>(m, "PrefillKernel")
       .value("LINEAR", kLinearPrefill)
       .value("SWIGLU", kSwigluPrefill)
       .value("MOE_GATE_UP", kMoeGateUpPrefill)
       .value("MOE_DOWN", kMoeDownPrefill);
   m.def("override_prefill_config",
-        [](PrefillKernel kernel, int tokens, int tiles) { prefill_overrides[kernel] = {tokens, tiles}; });
+        [](PrefillKernel kernel, int tokens, int rows) { prefill_overrides[kernel] = {tokens, rows}; });
   m.def("prefill_config", [](PrefillKernel kernel, int n, int k, int group, int64_t rows, int architecture) {
     const PrefillConfig config = prefill_config(kernel, n, k, group, rows, architecture);
-    return std::pair(config.tokens, config.tiles);
+    return std::pair(config.tokens, config.rows);
   });
 }
 

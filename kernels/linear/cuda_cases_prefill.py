@@ -42,7 +42,14 @@ CORRECTNESS = [
     PrefillCase(4095, 2048, 1024, 128),
 ]
 
-FLOAT_EMULATED = [PrefillCase(1, 32, 1, 32), PrefillCase(33, 96, 65, 32), PrefillCase(64, 448, 64, 64)]
+# Each width of a tile, filled and not, of tokens, features and columns.
+FLOAT_EMULATED = [
+    PrefillCase(1, 32, 1, 32),
+    PrefillCase(33, 96, 65, 32),
+    PrefillCase(64, 448, 64, 64),
+    PrefillCase(194, 416, 65, 32),
+    PrefillCase(1281, 96, 97, 32),
+]
 FLOAT_CORRECTNESS = [
     *FLOAT_EMULATED,
     PrefillCase(500, 2048, 257, 32),

@@ -50,11 +50,10 @@ __device__ __forceinline__ uint4 add_bf16(uint4 a, uint4 b) {
 // Writes a warp's accumulators: features `feature` and on of the tile's first `count` tokens, token t to row
 // row_of(t) of y, sixteen tokens at a time through `staging` so that a store is 16 bytes of a row. kDense:
 // there may be a residual, and rows of y need not be a multiple of 16 bytes.
-template <int kRowTiles, int kTokens, Output kOutput, bool kDense, typename RowOf>
+template <typename T, int kRowTiles, int kTokens, Output kOutput, bool kDense, typename RowOf>
 __device__ __forceinline__ void write_tile(const float (&acc)[kRowTiles][kTokens / 8][4],
                                            unsigned char* staging, const bf16* residual, bf16* y, int feature,
                                            int features, int count, RowOf row_of) {
-  using T = Tile<kRowTiles, kTokens, kOutput>;
   constexpr int kChunks = T::kFeatures / 8;  // of 16 bytes, a token's
   constexpr int kPieces = 16 * kChunks;      // of sixteen tokens
   constexpr int kPerLane = (kPieces + 31) / 32;
@@ -75,20 +74,25 @@ __device__ __forceinline__ void write_tile(const float (&acc)[kRowTiles][kTokens
   };
   size_t at;
   int staged;
-  uint4 added[kPlainDense ? kTokens / 16 : 1][kPerLane];
-  if constexpr (kPlainDense) {  // all at once: each would be a round trip of its own
-#pragma unroll
-    for (int j = 0; j < kTokens / 16; ++j) {
-#pragma unroll
-      for (int i = 0; i < kPerLane; ++i) {
-        added[j][i] = {};
-        if (add && place(j, i, at, staged)) added[j][i] = *reinterpret_cast<const uint4*>(residual + at);
-      }
-    }
-  }
+  constexpr int kBatch = kTokens < 64 ? kTokens / 16 : 4;
+  uint4 added[kPlainDense ? kBatch : 1][kPerLane];
 #pragma unroll
   for (int j = 0; j < kTokens / 16; ++j) {
     if (16 * j >= count) break;
+    if constexpr (kPlainDense) {
+      if (j % kBatch == 0) {  // several at once: each would be a round trip of its own
+#pragma unroll
+        for (int b = 0; b < kBatch; ++b) {
+#pragma unroll
+          for (int i = 0; i < kPerLane; ++i) {
+            added[b][i] = {};
+            if (add && place(j + b, i, at, staged)) {
+              added[b][i] = *reinterpret_cast<const uint4*>(residual + at);
+            }
+          }
+        }
+      }
+    }
     if constexpr (kOutput == Output::kPlain) {
 #pragma unroll
       for (int i = 0; i < kRowTiles; ++i) {
@@ -114,7 +118,7 @@ __device__ __forceinline__ void write_tile(const float (&acc)[kRowTiles][kTokens
       if (!narrow) {
         uint4 value = *reinterpret_cast<const uint4*>(staging + staged);
         if constexpr (kPlainDense) {
-          if (add) value = add_bf16(value, added[j][i]);
+          if (add) value = add_bf16(value, added[j % kBatch][i]);
         }
         *reinterpret_cast<uint4*>(y + at) = value;
         continue;

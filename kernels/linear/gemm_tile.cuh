@@ -5,8 +5,6 @@
 
 namespace qwen::cuda::gemm {
 
-inline constexpr int kWarps = 8;
-inline constexpr int kThreads = 32 * kWarps;
 inline constexpr int kDepth = 64;             // columns a step: a tile's
 inline constexpr int kRowBytes = 2 * kDepth;  // of a token in shared memory
 inline constexpr int kWeightBytes = 512;      // of a tile
@@ -17,26 +15,34 @@ enum class Output { kPlain, kSwiglu };
 // Scattered: from the sorted row, to y[order].
 enum class Rows { kDense, kGathered, kScattered };
 
-template <int kRowTiles, int kTokens, Output kOutput>
+template <int kWarpCount, int kRowTiles, int kTokenCount, Output kOutput>
 struct Tile {
+  static constexpr int kWarps = kWarpCount;
+  static constexpr int kThreads = 32 * kWarps;
+  static constexpr int kTokens = kTokenCount;
   static constexpr int kTileRows = kWarps * kRowTiles;
   static constexpr int kFeatures = (kOutput == Output::kSwiglu ? 8 : 16) * kRowTiles;  // of y, a warp's
+  // A stage: tokens, which warpgroup products take from a multiple of 1024 bytes, weights, scales.
   static constexpr int kTokenBytes = kTokens * kRowBytes;
-  static constexpr int kStageBytes = kTokenBytes + kTileRows * (kWeightBytes + kScaleBytes);
-  static constexpr int kStagingPitch = 2 * kFeatures + 16;          // conflict-free for rows of 16 bytes
-  static constexpr int kStagingBytes = 16 * kStagingPitch;          // a warp's: sixteen tokens
-  static constexpr int kBlocks = kRowTiles * kTokens > 32 ? 2 : 3;  // a multiprocessor's
-  // Two blocks fit on sm_90, and one where there are 99 KiB.
-  static constexpr int kFit = (96 * 1024 - 1024 - kWarps * kStagingBytes) / kStageBytes;
+  static constexpr int kWeightsAt = kTokenBytes;
+  static constexpr int kScalesAt = kWeightsAt + kTileRows * kWeightBytes;
+  static constexpr int kStageBytes = (kScalesAt + kTileRows * kScaleBytes + 1023) / 1024 * 1024;
+  static constexpr int kStagingPitch = 2 * kFeatures + 16;  // conflict-free for rows of 16 bytes
+  static constexpr int kStagingBytes = 16 * kStagingPitch;  // a warp's: sixteen tokens
+  // A multiprocessor's: as many as have registers for their accumulators, one, two or three.
+  static constexpr int kBlocks = kRowTiles * kTokens > 128 ? 1 : kRowTiles * kTokens > 32 ? 2 : 3;
+  // Two blocks fit on sm_90, and one where there are 99 KiB; the largest is for sm_90 alone.
+  static constexpr int kMostBytes = (kBlocks == 1 ? 200 : 96) * 1024;
+  static constexpr int kFit = (kMostBytes - 1024 - kWarps * kStagingBytes) / kStageBytes;
   static constexpr int kStages = kFit < 6 ? kFit : 6;
   static constexpr int kAhead = kStages - 2;  // the stage before last may still be read
   static constexpr int kSharedBytes = 1024 + kStages * kStageBytes + kWarps * kStagingBytes;
   static_assert(kAhead >= 2);
 };
 
-struct RoutedTile {
+struct TokenTile {
   int expert;
-  int begin;  // its first sorted row
+  int begin;  // its first row, sorted if routed
   int count;  // its rows; 0: there is no such tile
 };
 
@@ -56,9 +62,10 @@ __device__ __forceinline__ int locate(int count, int& index) {
   return owner;
 }
 
-// Tile `index` when every expert's rows are cut into tiles of kTokens. Every warp finds it for itself.
+// Tile `index` when every expert's rows are cut into tiles of kTokens; past the last, every one is empty.
+// Every warp finds it for itself.
 template <int kTokens>
-__device__ __forceinline__ RoutedTile find_tile(const int32_t* offsets, int experts, int index) {
+__device__ __forceinline__ TokenTile find_tile(const int32_t* offsets, int experts, int index) {
   const auto tiles = [&](int expert) {
     return expert < experts ? (offsets[expert + 1] - offsets[expert] + kTokens - 1) / kTokens : 0;
   };

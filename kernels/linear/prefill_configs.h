@@ -11,25 +11,28 @@
 namespace qwen::cuda {
 
 struct PrefillConfig {
-  int tokens;  // of a tile: 16, 32 or 128; 64 too for experts
-  int tiles;   // that a block makes one after the other; 1 but for kMoeDownPrefill
+  int tokens;  // of a tile: 16, 32 or 128; of experts 8, 16, 32, 64 or 96
+  int rows;    // tile rows of a tile: 8; 16 of the largest tiles, and of experts' smallest (gemm_few.cuh); 1,
+               // of dense tiles of 32 tokens: few, whose columns the warps share out (gemm_narrow.cuh)
 };
 
 enum PrefillKernel { kLinearPrefill, kSwigluPrefill, kMoeGateUpPrefill, kMoeDownPrefill, kPrefillKernels };
 
 constexpr bool is_valid(PrefillKernel kernel, PrefillConfig config) {
   const bool experts = kernel == kMoeGateUpPrefill || kernel == kMoeDownPrefill;
-  const bool width = config.tokens == 16 || config.tokens == 32 || config.tokens == 128;
-  return (width || (experts && config.tokens == 64)) && config.tiles >= 1 &&
-         (config.tiles == 1 || kernel == kMoeDownPrefill);
+  const bool largest = config.tokens == (experts ? 96 : 128);
+  if (config.rows == 16)
+    return largest || (experts && (config.tokens == 8 || config.tokens == 16 || config.tokens == 64));
+  if (config.rows == 1) return !experts && config.tokens == 32;
+  return config.rows == 8 && (largest || config.tokens == 16 || config.tokens == 32);
 }
 
 using TunedPrefill = Tuned<PrefillKernel, PrefillConfig>;
 
 inline constexpr TunedPrefill kTunedPrefill[] = {
 #define TUNED_DECODE(...)
-#define TUNED_PREFILL(architecture, kernel, n, k, group, rows, tokens, tiles) \
-  {architecture, kernel, n, k, group, rows, {tokens, tiles}},
+#define TUNED_PREFILL(architecture, kernel, n, k, group, rows, tokens, tile_rows) \
+  {architecture, kernel, n, k, group, rows, {tokens, tile_rows}},
 #include "kernels/linear/tuned.inc"
 #include "kernels/moe/tuned.inc"
 #undef TUNED_DECODE
@@ -43,16 +46,19 @@ static_assert(std::ranges::all_of(kTunedPrefill, [](const TunedPrefill& line) {
 inline PrefillConfig prefill_overrides[kPrefillKernels] = {};
 
 // Predictions for the 132 SMs of an H200, unmeasured.
-constexpr PrefillConfig default_prefill_config(PrefillKernel kernel, int n, int k, int64_t rows) {
+constexpr PrefillConfig default_prefill_config(PrefillKernel kernel, int n, int64_t rows) {
   if (kernel == kLinearPrefill || kernel == kSwigluPrefill) {
     constexpr int64_t kFull = 96;  // blocks that fill most of the machine
-    const int64_t wide_blocks = (rows + 127) / 128 * ((n + 127) / 128);
-    if (rows > 64 && wide_blocks >= kFull) return {128, 1};
-    return {rows > 16 ? 32 : 16, 1};
+    const int64_t feature_blocks = (n + 127) / 128;
+    const int64_t wide_blocks = rows > 64 ? (rows + 127) / 128 * feature_blocks : 0;
+    if (wide_blocks >= 2 * kFull) return {128, 16};
+    if (wide_blocks >= kFull) return {128, 8};
+    if ((rows + 31) / 32 * feature_blocks <= kFull) return {32, 1};
+    return {rows > 16 ? 32 : 16, 8};
   }
-  // Few steps a tile: a block makes two, so that finding the expert and filling the stages pay.
-  const int tiles = kernel == kMoeDownPrefill && k <= 1024 ? 2 : 1;
-  return {rows > 160 ? 128 : rows > 24 ? 64 : rows > 10 ? 32 : 16, tiles};
+  if (rows > 40) return {96, 16};
+  if (rows <= 11) return {rows > 5 ? 16 : 8, 16};
+  return rows > 24 ? PrefillConfig{64, 16} : PrefillConfig{32, 8};
 }
 
 // rows: tokens, or of experts the rows that one is expected to have, T A / E.
@@ -60,7 +66,7 @@ constexpr PrefillConfig prefill_config(PrefillKernel kernel, int n, int k, int g
                                        int architecture) {
   const PrefillConfig* tuned = find_tuned<PrefillKernel, PrefillConfig>(kTunedPrefill, tuned_as(architecture),
                                                                         kernel, n, k, group, rows);
-  return tuned != nullptr ? *tuned : default_prefill_config(kernel, n, k, rows);
+  return tuned != nullptr ? *tuned : default_prefill_config(kernel, n, rows);
 }
 inline PrefillConfig prefill_config(PrefillKernel kernel, int n, int k, int group, int64_t rows) {
   if (prefill_overrides[kernel].tokens != 0) return prefill_overrides[kernel];

@@ -1,11 +1,12 @@
 // The routed experts of prefill: every expert's product with the rows that chose it.
 //
-// The grid holds the most tiles that any routing can need; a block finds its expert in `offsets` and leaves
-// where there is none. Blocks of one expert follow each other: its weights and its rows are read from memory
+// There are as many tiles as any routing can need; a block finds a tile's expert in `offsets` and leaves
+// where there is none. Tiles of one expert follow each other: its weights and its rows are read from memory
 // once.
 #include <algorithm>
 
 #include "kernels/linear/gemm.cuh"
+#include "kernels/linear/gemm_few.cuh"
 #include "kernels/linear/prefill_configs.h"
 #include "kernels/moe/cuda.h"
 
@@ -17,11 +18,19 @@ using gemm::Output;
 using gemm::Rows;
 
 template <int kRowTiles, int kTokens, Output kOutput, Rows kRows>
-cudaError_t multiply_experts(const gemm::Arguments& arguments, int64_t choices, int tiles_per_block,
-                             cudaStream_t stream) {
+cudaError_t multiply_experts(const gemm::Arguments& arguments, int64_t choices, cudaStream_t stream) {
   const int64_t most = choices / kTokens + std::min<int64_t>(arguments.experts, choices);
-  return gemm::launch_multiply<kRowTiles, kTokens, kOutput, kRows>(arguments, static_cast<int>(most),
-                                                                   tiles_per_block, stream);
+  return gemm::launch_multiply<8, kRowTiles, kTokens, kOutput, kRows>(arguments, most, stream);
+}
+
+// One or two times eight tokens a tile.
+template <int kPieces, Output kOutput, Rows kRows>
+cudaError_t multiply_few_rows(const gemm::Arguments& arguments, int64_t choices, cudaStream_t stream) {
+  if (!gemm::few_fit<kPieces>(arguments.w)) {
+    return multiply_experts<1, 16, kOutput, kRows>(arguments, choices, stream);
+  }
+  const int64_t most = choices / (8 * kPieces) + std::min<int64_t>(arguments.experts, choices);
+  return gemm::multiply_few<kPieces, kOutput, kRows>(arguments, most, stream);
 }
 
 template <Output kOutput, Rows kRows>
@@ -29,23 +38,31 @@ cudaError_t experts(PrefillKernel kernel, gemm::Arguments arguments, const MoeSh
                     cudaStream_t stream) {
   const int64_t choices = tokens * shape.top_k;
   if (choices == 0) return cudaSuccess;
-  if (shape.experts < 1) return cudaErrorInvalidValue;
+  if (shape.experts < 1 || !arguments.w.is_valid() ||
+      (kOutput == Output::kSwiglu && arguments.w.n % 16 != 0)) {
+    return cudaErrorInvalidValue;
+  }
   const int64_t rows = kRows == Rows::kGathered ? tokens : choices;  // of x
   if (rows * arguments.w.k >= int64_t{1} << 31 || choices >= int64_t{1} << 31)
     return cudaErrorInvalidValue;  // 32-bit offsets in the kernel
   arguments.experts = shape.experts;
   arguments.top_k = shape.top_k;
-  const auto [width, tiles] =
+  const PrefillConfig config =
       prefill_config(kernel, arguments.w.n, arguments.w.k, arguments.w.group, choices / shape.experts);
-  switch (width) {
+  switch (config.tokens) {
+    case 8:
+      return multiply_few_rows<1, kOutput, kRows>(arguments, choices, stream);
     case 16:
-      return multiply_experts<1, 16, kOutput, kRows>(arguments, choices, tiles, stream);
+      return config.rows == 16 ? multiply_few_rows<2, kOutput, kRows>(arguments, choices, stream)
+                               : multiply_experts<1, 16, kOutput, kRows>(arguments, choices, stream);
     case 32:
-      return multiply_experts<1, 32, kOutput, kRows>(arguments, choices, tiles, stream);
+      return multiply_experts<1, 32, kOutput, kRows>(arguments, choices, stream);
     case 64:
-      return multiply_experts<2, 64, kOutput, kRows>(arguments, choices, tiles, stream);
-    case 128:
-      return multiply_experts<1, 128, kOutput, kRows>(arguments, choices, tiles, stream);
+      return multiply_experts<2, 64, kOutput, kRows>(arguments, choices, stream);
+    case 96:
+      return config.rows == 16 && gemm::fits<gemm::Tile<8, 2, 96, kOutput>>()
+                 ? multiply_experts<2, 96, kOutput, kRows>(arguments, choices, stream)
+                 : multiply_experts<1, 96, kOutput, kRows>(arguments, choices, stream);
     default:
       return cudaErrorInvalidValue;
   }

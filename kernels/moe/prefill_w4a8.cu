@@ -16,12 +16,12 @@ namespace {
 
 using gemm::kRowBytes;
 using gemm::kScaleBytes;
-using gemm::kThreads;
-using gemm::kWarps;
 using gemm::kWeightBytes;
 using gemm::Output;
 using gemm::Rows;
 
+constexpr int kWarps = 8;
+constexpr int kThreads = 32 * kWarps;
 constexpr int kDepth = 128;  // columns a step: a group of activations, and a row of 128 bytes
 
 // Quantized activations [rows]: codes i8 [pitch], the columns of each 32 in the order of Int8Rows::column,
@@ -82,12 +82,12 @@ struct Arguments {
 };
 
 template <int kTokens, Output kOutput>
-struct Tile : gemm::Tile<1, kTokens, kOutput> {
+struct Tile : gemm::Tile<kWarps, 1, kTokens, kOutput> {
   static constexpr int kTokenBytes = kTokens * kRowBytes;
   static constexpr int kTokenScaleBytes = kTokens * static_cast<int>(sizeof(float));
   static constexpr int kStageBytes = kTokenBytes + kWarps * 2 * (kWeightBytes + kScaleBytes);
   static constexpr int kStages = 4;
-  static constexpr int kStaging = kWarps * gemm::Tile<1, kTokens, kOutput>::kStagingBytes;
+  static constexpr int kStaging = kWarps * gemm::Tile<kWarps, 1, kTokens, kOutput>::kStagingBytes;
   // And the scales of all the tokens' groups.
   static constexpr int shared_bytes(int groups) {
     return kStages * kStageBytes + kStaging + groups * kTokenScaleBytes;
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_int8(Arguments g) {
 
   wait_for_previous_kernel();
   const Int4Matrix w = g.w;
-  const gemm::RoutedTile tile = gemm::find_tile<kTokens>(g.offsets, g.experts, blockIdx.x / g.feature_blocks);
+  const gemm::TokenTile tile = gemm::find_tile<kTokens>(g.offsets, g.experts, blockIdx.x / g.feature_blocks);
   if (tile.count == 0) return;
   for (int t = threadIdx.x; t < kTokens; t += kThreads) {
     const int sorted = tile.begin + min(t, tile.count - 1);
@@ -217,8 +217,8 @@ __global__ void __launch_bounds__(kThreads, 2) multiply_int8(Arguments g) {
   }
   const int feature = row_tile * T::kFeatures;
   const int features = kOutput == Output::kSwiglu ? w.n / 2 : w.n;
-  gemm::write_tile<1, kTokens, kOutput, false>(acc, staging, nullptr, g.y, feature, features, tile.count,
-                                               [&](int token) { return targets[token]; });
+  gemm::write_tile<T, 1, kTokens, kOutput, false>(acc, staging, nullptr, g.y, feature, features, tile.count,
+                                                  [&](int token) { return targets[token]; });
 }
 
 size_t aligned(size_t bytes) { return (bytes + 15) / 16 * 16; }

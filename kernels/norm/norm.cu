@@ -9,6 +9,7 @@ constexpr int kThreads = 32 * kWarps;
 // A lane keeps the vectors of rows of up to 2048 elements in registers, all loads in flight at once; of
 // longer rows it reads the rest twice.
 constexpr int kHeld = 8;
+constexpr int kFours = 2;
 
 __device__ float sum_of_squares(uint4 v) {
   const uint32_t words[4] = {v.x, v.y, v.z, v.w};
@@ -36,10 +37,16 @@ __device__ uint4 normed(uint4 v, uint4 weight, float scale) {
 __global__ void __launch_bounds__(kThreads)
     norm_rows(const uint4* x, const uint4* weight, float eps, uint4* y, int64_t tokens, int d) {
   let_next_kernel_start();
+  const int vectors = d / 8, lane = threadIdx.x % 32;
+  uint4 weights[kHeld];
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) {
+    const int v = lane + 32 * i;
+    weights[i] = v < vectors ? __ldg(weight + v) : uint4{0, 0, 0, 0};
+  }
   wait_for_previous_kernel();
   const int64_t row = blockIdx.x * int64_t{kWarps} + threadIdx.x / 32;
   if (row >= tokens) return;
-  const int vectors = d / 8, lane = threadIdx.x % 32;
   x += row * vectors;
   y += row * vectors;
   uint4 held[kHeld];
@@ -56,7 +63,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int i = 0; i < kHeld; ++i) {
     const int v = lane + 32 * i;
-    if (v < vectors) y[v] = normed(held[i], __ldg(weight + v), scale);
+    if (v < vectors) y[v] = normed(held[i], weights[i], scale);
   }
   for (int v = lane + 32 * kHeld; v < vectors; v += 32) y[v] = normed(x[v], __ldg(weight + v), scale);
 }
@@ -66,7 +73,15 @@ __device__ float gated(float value, float scale, float weight, float gate) {
   return weighted * (gate / (1.0F + __expf(-gate)));
 }
 
-// `width` lanes a head, a power of two up to 32, four elements a lane at a time.
+__device__ uint2 gated(const float4& v, float scale, uint2 weight, uint2 gate) {
+  return {pack_bf16(gated(v.x, scale, low_bf16(weight.x), low_bf16(gate.x)),
+                    gated(v.y, scale, high_bf16(weight.x), high_bf16(gate.x))),
+          pack_bf16(gated(v.z, scale, low_bf16(weight.y), low_bf16(gate.y)),
+                    gated(v.w, scale, high_bf16(weight.y), high_bf16(gate.y)))};
+}
+
+// `width` lanes a head, a power of two up to 32. A lane has four elements at a time, the first kFours times
+// in registers; of longer heads it reads the rest twice.
 __global__ void __launch_bounds__(kThreads)
     norm_heads(const float* x, const bf16* gate, int64_t gate_stride, const bf16* weight, float eps, bf16* y,
                int64_t tokens, int heads, int dim, int width) {
@@ -85,20 +100,34 @@ __global__ void __launch_bounds__(kThreads)
     const float4 v = *reinterpret_cast<const float4*>(x + i);
     return float4{round_bf16(v.x), round_bf16(v.y), round_bf16(v.z), round_bf16(v.w)};
   };
-  float sum = 0;
-  for (int i = 4 * lane; i < end; i += 4 * width) {
-    const float4 v = load(i);
-    sum += (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w);
+  const auto load_gate = [&](int i) { return *reinterpret_cast<const uint2*>(gate + i); };
+  const auto load_weight = [&](int i) { return __ldg(reinterpret_cast<const uint2*>(weight + i)); };
+  const auto squares = [](const float4& v) { return (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w); };
+  float4 held[kFours];
+  uint2 gates[kFours];
+  uint2 weights[kFours];
+#pragma unroll
+  for (int j = 0; j < kFours; ++j) {  // all loads at once
+    const int i = 4 * (lane + j * width);
+    held[j] = {0, 0, 0, 0};
+    gates[j] = weights[j] = {0, 0};
+    if (i >= end) continue;
+    held[j] = load(i);
+    gates[j] = load_gate(i);
+    weights[j] = load_weight(i);
   }
+  float sum = 0;
+#pragma unroll
+  for (int j = 0; j < kFours; ++j) sum += squares(held[j]);
+  for (int i = 4 * (lane + kFours * width); i < end; i += 4 * width) sum += squares(load(i));
   const float scale = rsqrtf(warp_sum(sum, width) / static_cast<float>(dim) + eps);
-  for (int i = 4 * lane; i < end; i += 4 * width) {
-    const float4 v = load(i);
-    const uint2 w = __ldg(reinterpret_cast<const uint2*>(weight + i));
-    const uint2 g = *reinterpret_cast<const uint2*>(gate + i);
-    *reinterpret_cast<uint2*>(y + i) = {pack_bf16(gated(v.x, scale, low_bf16(w.x), low_bf16(g.x)),
-                                                  gated(v.y, scale, high_bf16(w.x), high_bf16(g.x))),
-                                        pack_bf16(gated(v.z, scale, low_bf16(w.y), low_bf16(g.y)),
-                                                  gated(v.w, scale, high_bf16(w.y), high_bf16(g.y)))};
+#pragma unroll
+  for (int j = 0; j < kFours; ++j) {
+    const int i = 4 * (lane + j * width);
+    if (i < end) *reinterpret_cast<uint2*>(y + i) = gated(held[j], scale, weights[j], gates[j]);
+  }
+  for (int i = 4 * (lane + kFours * width); i < end; i += 4 * width) {
+    *reinterpret_cast<uint2*>(y + i) = gated(load(i), scale, load_weight(i), load_gate(i));
   }
 }
 
@@ -120,7 +149,7 @@ cudaError_t gated_rms_norm(const float* x, const bf16* gate, int64_t gate_stride
   if (tokens <= 0 || heads <= 0 || dim <= 0 || dim % 4 != 0 || gate_stride % 4 != 0)
     return cudaErrorInvalidValue;
   int width = 32;
-  while (width > 1 && 4 * (width / 2) >= dim) width /= 2;
+  while (width > 1 && 4 * kFours * (width / 2) >= dim) width /= 2;
   return launch(&norm_heads, {dim3(blocks_for(tokens * heads, kThreads / width)), dim3(kThreads)}, stream, x,
                 gate, gate_stride, weight, eps, y, tokens, heads, dim, width);
 }

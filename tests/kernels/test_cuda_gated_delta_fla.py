@@ -4,6 +4,8 @@ An independent implementation: it shares neither the kernel's formulas nor the o
 its own error, measured against the oracle, widens the bound. Compiling its kernels takes a minute.
 """
 
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,13 +18,15 @@ BOUND = 1e-2
 
 
 @pytest.fixture(scope="module")
-def chunk_gated_delta_rule() -> Any:
+def chunk_gated_delta_rule() -> Iterator[Any]:
     if not torch.cuda.is_available():
         pytest.skip("no GPU that torch can use")
     reason = "flash-linear-attention is not installed"
-    return pytest.importorskip(
-        "fla.ops.gated_delta_rule", reason=reason, exc_type=ImportError
-    ).chunk_gated_delta_rule
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delitem(sys.modules, "fla")  # which the tests' conftest.py hides from transformers
+        yield pytest.importorskip(
+            "fla.ops.gated_delta_rule", reason=reason, exc_type=ImportError
+        ).chunk_gated_delta_rule
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,8 @@ import pytest
 import torch
 from qwen_runner.kernels.cuda_native import Gpu
 from qwen_runner.kernels.linear import cuda_cases_prefill as cases
+from qwen_runner.kernels.tolerance import relative_error
 from torch.nn import functional
-
-
-def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((actual.cpu().double() - expected.double()).norm() / expected.double().norm()).item()
 
 
 def run(
@@ -52,6 +49,21 @@ def test_int4_linear(
     assert relative_error(run(gpu, case, tuple(arguments), residual), expected) < 1e-2
 
 
+@pytest.mark.parametrize("config", [(16, 8), (32, 8), (32, 1), (128, 8), (128, 16)], ids=str)
+@pytest.mark.parametrize("case", [cases.EMULATED[3], cases.EMULATED[6]], ids=str)
+def test_every_tile_computes_the_same(
+    gpu: Gpu, generator: torch.Generator, case: cases.PrefillCase, config: tuple[int, int]
+) -> None:
+    m = gpu.module
+    *arguments, matrix = cases.int4_arguments(case, generator)
+    expected = arguments[0].float() @ matrix.T
+    m.override_prefill_config(m.PrefillKernel.LINEAR, *config)
+    try:
+        assert relative_error(run(gpu, case, tuple(arguments), None), expected) < 1e-2
+    finally:
+        m.override_prefill_config(m.PrefillKernel.LINEAR, 0, 0)
+
+
 def test_the_residual_may_be_the_output(gpu: Gpu, generator: torch.Generator) -> None:
     case = cases.EMULATED[4]
     x, tiles, scales, matrix = cases.int4_arguments(case, generator)
@@ -63,7 +75,7 @@ def test_the_residual_may_be_the_output(gpu: Gpu, generator: torch.Generator) ->
     )
     gpu.module.int4_linear_prefill(gpu.ptr(x), w, gpu.ptr(y), gpu.ptr(y), case.tokens, gpu.stream())
     gpu.synchronize()
-    assert relative_error(y, expected) < 1e-2
+    assert relative_error(y.cpu(), expected) < 1e-2
 
 
 @pytest.mark.parametrize("case", [c for c in cases.CORRECTNESS if c.out_features % 16 == 0], ids=str)
@@ -100,6 +112,36 @@ def test_float_linear(gpu: Gpu, generator: torch.Generator, case: cases.PrefillC
         )
         gpu.synchronize()
         outputs.append(y.cpu())
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[0].bfloat16().float())
+    assert relative_error(outputs[0], expected) < 1e-2
+
+
+@pytest.mark.parametrize("case", cases.FLOAT_CORRECTNESS, ids=str)
+def test_router_logits(gpu: Gpu, generator: torch.Generator, case: cases.PrefillCase) -> None:
+    """Both matrices' products are what each one's own call makes, to rounding."""
+    skip_large(gpu, case, cases.FLOAT_EMULATED)
+    x, w = cases.float_arguments(case, generator)
+    gate = w[-1:] * 2
+    expected = x.float() @ torch.cat([w, gate]).float().T
+    x, w, gate = gpu.tensor(x), gpu.tensor(w), gpu.tensor(gate)
+    outputs = []
+    for _ in range(2):
+        y = gpu.poisoned(case.tokens, case.out_features, dtype=torch.float32)
+        last = gpu.poisoned(case.tokens, dtype=torch.float32)
+        gpu.module.router_logits_prefill(
+            gpu.ptr(x),
+            gpu.ptr(w),
+            gpu.ptr(gate),
+            gpu.ptr(y),
+            gpu.ptr(last),
+            case.tokens,
+            case.in_features,
+            case.out_features,
+            gpu.stream(),
+        )
+        gpu.synchronize()
+        outputs.append(torch.cat([y.cpu(), last.cpu()[:, None]], dim=1))
     assert torch.equal(outputs[0], outputs[1])
     assert torch.equal(outputs[0], outputs[0].bfloat16().float())
     assert relative_error(outputs[0], expected) < 1e-2

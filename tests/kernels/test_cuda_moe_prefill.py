@@ -6,11 +6,8 @@ import pytest
 import torch
 from qwen_runner.kernels.cuda_native import Gpu
 from qwen_runner.kernels.moe import cuda_cases_prefill as cases
+from qwen_runner.kernels.tolerance import relative_error
 from torch.nn import functional
-
-
-def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((actual.cpu().double() - expected.double()).norm() / expected.double().norm()).item()
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -123,6 +120,25 @@ def product(rows: torch.Tensor, experts: torch.Tensor, matrix: cases.Experts) ->
     for e in torch.unique(experts).tolist():
         out[experts == e] = rows[experts == e].float() @ matrix.dense[e].T
     return out
+
+
+TILES = [(8, 16), (16, 16), (16, 8), (32, 8), (64, 16), (96, 8), (96, 16)]
+
+
+@pytest.mark.parametrize("config", TILES, ids=str)
+@pytest.mark.parametrize("case", [cases.EMULATED[6], cases.EMULATED[7], cases.EMULATED[5]], ids=str)
+def test_every_tile_computes_the_same(
+    gpu: Gpu, generator: torch.Generator, case: cases.MoePrefillCase, config: tuple[int, int]
+) -> None:
+    m = gpu.module
+    kernels = (m.PrefillKernel.MOE_GATE_UP, m.PrefillKernel.MOE_DOWN)
+    for kernel in kernels:
+        m.override_prefill_config(kernel, *config)
+    try:
+        test_experts(gpu, generator, case, False)
+    finally:
+        for kernel in kernels:
+            m.override_prefill_config(kernel, 0, 0)
 
 
 @pytest.mark.parametrize("case", cases.CORRECTNESS, ids=str)
