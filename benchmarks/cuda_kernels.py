@@ -83,6 +83,7 @@ def main() -> None:
         del bench
         torch.cuda.empty_cache()
     if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(
             json.dumps({"card": card, "copy": bandwidth, "bf16": arithmetic, "rows": rows})
         )

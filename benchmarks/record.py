@@ -1,10 +1,12 @@
 """Measures the kernels and a program on this machine and adds a dated section to benchmarks/RESULTS.md.
 
-    python benchmarks/record.py [--program DIR] [--only kernels|model] [--results FILE] [OPTION ...]
+    python benchmarks/record.py [--program DIR] [--only kernels|model] [--peers DIR] [OPTION ...]
 
-The kernels are the CUDA ones where there is a GPU, else the CPU's; OPTIONs are for `qwen_runner bench`. The
-section says what everything ran on and which commands they were; nothing is added when one of them fails, as
-the kernels' do when a result is wrong. On a GPU the plots in benchmarks/figures/ are drawn anew.
+The kernels are the CUDA ones where there is a GPU, else the CPU's. A program for cuda is measured at many
+lengths, beside the peers' scripts in --peers, and its decode step kernel by kernel; another by one
+`qwen_runner bench`, which OPTIONs are for. The section says what everything ran on and which commands they
+were; nothing is added when one of them fails, as the kernels' do when a result is wrong. On a GPU the plots
+in benchmarks/figures/ of what was measured are drawn anew.
 """
 
 from __future__ import annotations
@@ -29,6 +31,9 @@ import torch
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 MEBIBYTE = 1 << 20
+# What the scripts write for plot.py.
+MEASURED = ROOT / "build" / "bench"
+FILES = ("kernels.json", "timeline.json", "model.json")
 
 
 def output_of(*command: str) -> str:
@@ -95,22 +100,36 @@ def kernels() -> str:
     if not cuda:
         command = [sys.executable, str(HERE / "cpu_kernels.py")]
         return f"`{shown(command)}`:\n\n```\n{run(command)}```\n"
-    rows = ROOT / "build" / "bench" / "kernels.json"
-    rows.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(HERE / "cuda_kernels.py")]
-    text = f"`{shown(command)}`:\n\n```\n{run([*command, '--json', str(rows)])}```\n"
-    run([sys.executable, str(HERE / "plot.py"), str(rows)])
-    return text
+    return f"`{shown(command)}`:\n\n```\n{run([*command, '--json', str(MEASURED / 'kernels.json')])}```\n"
 
 
-def model(program: Path, options: list[str]) -> str:
+def model(program: Path, options: list[str], peers: list[str]) -> str:
     """The part of the section that is about a program."""
     beside = Path(sys.executable).parent / "qwen_runner"
     binary = str(beside) if beside.exists() else shutil.which("qwen_runner")
     if binary is None:
         sys.exit("qwen_runner is not installed: make run, or pip install .")
-    command = [binary, "bench", str(program), *options]
-    return f"`{shown(command)}`{model_table(json.loads(run([*command, '--json'])))}"
+    manifest = json.loads((program / "manifest.json").read_text(encoding="utf-8"))
+    parts = []
+    if manifest["target"]["device"] == "cuda":
+        command = [sys.executable, str(HERE / "cuda_model.py"), str(program), *peers]
+        text = run([*command, "--json", str(MEASURED / "model.json")])
+        parts.append(f"`{shown(command)}`: {text}")
+        command = [sys.executable, str(HERE / "decode_timeline.py"), str(program)]
+        text = run([*command, "--json", str(MEASURED / "timeline.json")])
+        parts.append(f"`{shown(command)}`:\n\n```\n{text}```\n")
+    if options or not parts:
+        command = [binary, "bench", str(program), *options]
+        parts.append(f"`{shown(command)}`{model_table(json.loads(run([*command, '--json'])))}")
+    return "\n".join(parts)
+
+
+def draw() -> None:
+    """Of what was measured now: what is not drawn anew stays."""
+    files = [str(file) for name in FILES if (file := MEASURED / name).exists()]
+    if files:
+        run([sys.executable, str(HERE / "plot.py"), *files])
 
 
 def model_table(report: dict[str, Any]) -> str:
@@ -161,16 +180,22 @@ def main() -> None:
     )
     parser.add_argument("--program", type=Path, default=Path("programs/demo"), help="folder of the program")
     parser.add_argument("--only", choices=("kernels", "model"), help="one of the two parts")
+    parser.add_argument("--peers", type=Path, metavar="DIR", help="folder of the peers' scripts")
     parser.add_argument(
         "--results", type=Path, default=HERE / "RESULTS.md", help="file to add the section to"
     )
     arguments, options = parser.parse_known_args()
     machine = conditions()
+    MEASURED.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        (MEASURED / name).unlink(missing_ok=True)
+    peers = ["--peers", str(arguments.peers)] if arguments.peers else []
     parts = []
     if arguments.only != "model":
         parts.append(kernels())
     if arguments.only != "kernels":
-        parts.append(model(arguments.program, options))
+        parts.append(model(arguments.program, options, peers))
+    draw()
     what = {"kernels": "kernels", "model": arguments.program.name}.get(
         arguments.only, f"kernels and {arguments.program.name}"
     )
