@@ -18,7 +18,6 @@
 #include "cuda_graph.h"
 #include "delegate.h"
 #include "sampling.h"
-#include "shims/cuda_scope.h"
 
 namespace qwen {
 
@@ -105,7 +104,6 @@ class CudaLane {
   uint64_t enqueued_ = 0;
   uint64_t finished_ = 0;
 
-  CudaScope::FirstMatrices first_matrices_;  // of a decode step, from the first one on
   // What the next decode step would take; tokens only if the host knows them.
   std::vector<Row> on_device_;
   // The arena's changes after a decode step that made none: while they stay the same nor will the next.

@@ -33,11 +33,10 @@ struct AttentionShape {
 
 // Decode: position, slot [B]; slots are distinct. The work is split over the context, not over L. scratch:
 // attention_decode_scratch(shape, rows) bytes. Positions, slots and what the slots' caches hold before the
-// positions are read before the wait for the previous kernel; see cuda/launch.h. next: a later kernel's
-// weights, to be brought to L2 (cuda/prefetch.cuh), {} for none.
+// positions are read before the wait for the previous kernel; see cuda/launch.h.
 cudaError_t attention_decode(const bf16* qkv, const bf16* q_norm, const bf16* k_norm, bf16* key_cache,
                              bf16* value_cache, const int64_t* position, const int64_t* slot, void* scratch,
-                             uint32_t* counters, bf16* out, AttentionShape shape, int rows, Int4Matrix next,
+                             uint32_t* counters, bf16* out, AttentionShape shape, int rows,
                              cudaStream_t stream);
 size_t attention_decode_scratch(AttentionShape shape, int rows);
 

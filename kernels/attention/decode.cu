@@ -8,7 +8,6 @@
 #include "kernels/attention/decode_results.cuh"
 #include "kernels/attention/decode_tiles.cuh"
 #include "kernels/cuda/cluster.cuh"
-#include "kernels/cuda/prefetch.cuh"
 
 namespace qwen::cuda {
 namespace {
@@ -70,8 +69,7 @@ struct Arguments {
 
 // grid: (blocks of a cluster, for each head group of all key heads and rows; clusters that share its parts)
 template <int kDim, int kBlocksOfCluster>
-__global__ void __launch_bounds__(kThreads, 2)
-    decode(Arguments a, Frequencies frequencies, WeightPrefetch prefetch) {
+__global__ void __launch_bounds__(kThreads, 2) decode(Arguments a, Frequencies frequencies) {
   using C = Config<kDim, kBlocksOfCluster>;
   using ChunkType = typename C::ChunkType;
   constexpr int kKeys = C::kKeys;
@@ -85,7 +83,6 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int dim = shape.head_dim;
 
   let_next_kernel_start();
-  if (thread == kThreads - 1) prefetch.begin(static_cast<int>(blockIdx.y * gridDim.x + blockIdx.x));
   if constexpr (kBlocksOfCluster > 1) cluster_begin();
   const int rank = static_cast<int>(blockIdx.x) % kBlocksOfCluster;
   const int item = static_cast<int>(blockIdx.x) / kBlocksOfCluster;
@@ -416,8 +413,7 @@ size_t parts(const AttentionShape& shape, int rows) {
 }
 
 template <int kDim, int kBlocksOfCluster>
-cudaError_t launch_decode(const Arguments& arguments, int items, const Int4Matrix& next,
-                          cudaStream_t stream) {
+cudaError_t launch_decode(const Arguments& arguments, int items, cudaStream_t stream) {
   const int most = kBlocksOfManyRows / (kBlocksOfCluster * items);
   const int clusters = most < 1 ? 1 : most < arguments.max_parts ? most : arguments.max_parts;
   return launch(decode<kDim, kBlocksOfCluster>,
@@ -425,23 +421,20 @@ cudaError_t launch_decode(const Arguments& arguments, int items, const Int4Matri
                  .block = dim3(kThreads),
                  .shared_bytes = sizeof(typename Config<kDim, kBlocksOfCluster>::Shared),
                  .cluster = kBlocksOfCluster},
-                stream, arguments, rotary_frequencies(arguments.shape),
-                WeightPrefetch::of(next, items * kBlocksOfCluster * clusters));
+                stream, arguments, rotary_frequencies(arguments.shape));
 }
 
 template <int kDim>
-cudaError_t launch_decode(const Arguments& arguments, int items, const Int4Matrix& next,
-                          cudaStream_t stream) {
-  return blocks_of_cluster(arguments.shape) == 1
-             ? launch_decode<kDim, 1>(arguments, items, next, stream)
-             : launch_decode<kDim, kCluster>(arguments, items, next, stream);
+cudaError_t launch_decode(const Arguments& arguments, int items, cudaStream_t stream) {
+  return blocks_of_cluster(arguments.shape) == 1 ? launch_decode<kDim, 1>(arguments, items, stream)
+                                                 : launch_decode<kDim, kCluster>(arguments, items, stream);
 }
 
 }  // namespace
 
 cudaError_t attention_decode(const bf16* qkv, const bf16* q_norm, const bf16* k_norm, bf16* key_cache,
                              bf16* value_cache, const int64_t* position, const int64_t* slot, void* scratch,
-                             uint32_t* counters, bf16* out, AttentionShape shape, int rows, Int4Matrix next,
+                             uint32_t* counters, bf16* out, AttentionShape shape, int rows,
                              cudaStream_t stream) {
   if (!is_valid(shape) || rows < 1 || rows > kMaxDecodeRows) return cudaErrorInvalidValue;
   const int items = rows * shape.key_heads * head_groups(shape);
@@ -463,9 +456,9 @@ cudaError_t attention_decode(const bf16* qkv, const bf16* q_norm, const bf16* k_
                                shape,
                                max_parts(shape),
                                kLog2E / std::sqrt(static_cast<float>(shape.head_dim))};
-  if (dim == 64) return launch_decode<64>(arguments, items, next, stream);
-  if (dim == 128) return launch_decode<128>(arguments, items, next, stream);
-  return launch_decode<256>(arguments, items, next, stream);
+  if (dim == 64) return launch_decode<64>(arguments, items, stream);
+  if (dim == 128) return launch_decode<128>(arguments, items, stream);
+  return launch_decode<256>(arguments, items, stream);
 }
 
 size_t attention_decode_scratch(AttentionShape shape, int rows) {

@@ -16,7 +16,6 @@ inline void wait_for_previous_kernel() { emulated::previous_kernel_waited_for();
 inline void let_next_kernel_start() {}
 
 inline uint4 load_streaming(const uint4* p) { return *p; }
-inline void prefetch_to_l2(const void* /*from*/, uint32_t /*bytes*/) {}
 
 inline void copy_async_16(void* to_shared, const void* from, bool valid = true) {
   emulated::copy_async(to_shared, from, valid);

@@ -48,14 +48,6 @@ __device__ __forceinline__ uint4 load_streaming(const uint4* p) {
   return v;
 }
 
-// Asks for `bytes`, a multiple of 16, to be brought to L2; holds no register and nothing waits for it.
-__device__ __forceinline__ void prefetch_to_l2([[maybe_unused]] const void* from,
-                                               [[maybe_unused]] uint32_t bytes) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
-#endif
-}
-
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }

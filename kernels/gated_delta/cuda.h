@@ -39,12 +39,11 @@ cudaError_t delta_input_decode(const bf16* x, RmsNorm norm, Int4Matrix qkvz, con
                                bf16* z, float* gates, DeltaShape shape, int rows, cudaStream_t stream);
 
 // Decode, 2: one step of the gated delta rule for each row, from its slot's state, advanced in place.
-//   recurrent_state [S, Hv, Dk, Dv]; a_log, dt_bias [Hv]; core [B, Z]; next: a later kernel's weights, to be
-//   brought to L2 (cuda/prefetch.cuh), {} for none.
+//   recurrent_state [S, Hv, Dk, Dv]; a_log, dt_bias [Hv]; core [B, Z].
 // Slots and states are read before the previous kernel has ended: see cuda/launch.h.
 cudaError_t delta_step_decode(const float* mixed, const float* gates, const bf16* a_log, const bf16* dt_bias,
                               float* recurrent_state, const int64_t* slot, float* core, DeltaShape shape,
-                              int rows, Int4Matrix next, cudaStream_t stream);
+                              int rows, cudaStream_t stream);
 
 // Decode, 3: gated norm of core by z, output projection, residual. norm_weight [Dv]; out: K = Z; residual, y
 // [B, D] (may be the same). core is rounded to bfloat16 first.

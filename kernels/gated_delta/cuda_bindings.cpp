@@ -7,18 +7,6 @@ namespace qwen::cuda {
 
 void bind_delta_projections(py::module_& m);
 
-namespace {
-
-// Without weights to bring to L2.
-cudaError_t step_alone(const float* mixed, const float* gates, const bf16* a_log, const bf16* dt_bias,
-                       float* recurrent_state, const int64_t* slot, float* core, DeltaShape shape, int rows,
-                       cudaStream_t stream) {
-  return delta_step_decode(mixed, gates, a_log, dt_bias, recurrent_state, slot, core, shape, rows, {},
-                           stream);
-}
-
-}  // namespace
-
 void bind_gated_delta(py::module_& m) {
   py::class_<DeltaShape>(m, "DeltaShape")
       .def(py::init([](int key_heads, int value_heads, int key_dim, int value_dim, int taps) {
@@ -26,7 +14,7 @@ void bind_gated_delta(py::module_& m) {
            }),
            py::arg("key_heads"), py::arg("value_heads"), py::arg("key_dim"), py::arg("value_dim"),
            py::arg("taps"));
-  bind(m, "delta_step_decode", &step_alone);
+  bind(m, "delta_step_decode", &delta_step_decode);
   bind(m, "delta_prefill", &delta_prefill);
   bind(m, "delta_prefill_scratch", &delta_prefill_scratch);
   bind_delta_projections(m);

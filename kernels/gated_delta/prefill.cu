@@ -78,7 +78,7 @@ cudaError_t delta_prefill(const bf16* qkvz, const float* gates, const bf16* conv
   QWEN_RETURN_IF_CUDA_ERROR(
       launch(convolve_all, {grid, dim3(kConvolveThreads)}, stream, convolution, mixed, shape));
   return delta_recurrence(mixed, gates, a_log, dt_bias, recurrent_state, slot, core, shape, 1, tokens,
-                          Int4Matrix{}, stream);
+                          stream);
 }
 
 size_t delta_prefill_scratch(DeltaShape shape, int64_t tokens) {

@@ -9,6 +9,6 @@ namespace qwen::cuda {
 // sequences * tokens rows.
 cudaError_t delta_recurrence(const float* mixed, const float* gates, const bf16* a_log, const bf16* dt_bias,
                              float* recurrent_state, const int64_t* slot, float* core, DeltaShape shape,
-                             int sequences, int64_t tokens, Int4Matrix next, cudaStream_t stream);
+                             int sequences, int64_t tokens, cudaStream_t stream);
 
 }  // namespace qwen::cuda

@@ -1,7 +1,6 @@
 // One token of the gated delta rule moves a head's state through the machine once: 2 * Hv * Dk * Dv * 4
 // bytes, 4.2 MB for 32 heads of 128 by 128. A block keeps 32 columns of a head in registers, so that 128
 // blocks have the whole state in flight at once, and the first token's before the previous kernel has ended.
-#include "kernels/cuda/prefetch.cuh"
 #include "kernels/cuda/primitives.cuh"
 #include "kernels/gated_delta/cuda.h"
 #include "kernels/gated_delta/gates.cuh"
@@ -115,7 +114,7 @@ __device__ __forceinline__ Norms norms_of(const float* q, const float* k, int la
 template <int kKeyDim, int kColumns>
 __global__ __launch_bounds__(Layout<kKeyDim, kColumns>::kThreads) void recur(
     const float* mixed, const float* gates, const bf16* a_log, const bf16* dt_bias, float* recurrent_state,
-    const int64_t* slot, float* core, DeltaShape shape, int64_t tokens, WeightPrefetch prefetch) {
+    const int64_t* slot, float* core, DeltaShape shape, int64_t tokens) {
   using L = Layout<kKeyDim, kColumns>;
   __shared__ Exchanged<kKeyDim, kColumns> buffers[2];  // so a barrier a token is enough
   let_next_kernel_start();
@@ -169,9 +168,6 @@ __global__ __launch_bounds__(Layout<kKeyDim, kColumns>::kThreads) void recur(
   const int step = has_state || has_norms ? shape.channels() : 2 * shape.value_heads;
   compute_now(first);
   compute_now(second);
-  if (threadIdx.x == L::kThreads - 1) {
-    prefetch.begin(static_cast<int>((blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x));
-  }
   wait_for_previous_kernel();
 
   for (int64_t t = 0; t < tokens; ++t) {
@@ -256,15 +252,14 @@ __global__ __launch_bounds__(Layout<kKeyDim, kColumns>::kThreads) void recur(
 
 cudaError_t delta_recurrence(const float* mixed, const float* gates, const bf16* a_log, const bf16* dt_bias,
                              float* recurrent_state, const int64_t* slot, float* core, DeltaShape shape,
-                             int sequences, int64_t tokens, Int4Matrix next, cudaStream_t stream) {
+                             int sequences, int64_t tokens, cudaStream_t stream) {
   if (!shape.has_valid_heads() || sequences < 1 || sequences > kMaxDecodeRows || tokens < 1)
     return cudaErrorInvalidValue;
   const auto with_sizes = [&]<int kKeyDim, int kColumns>() {
     const dim3 grid(shape.value_dim / kColumns * (shape.value_heads / shape.key_heads), shape.key_heads,
                     sequences);
     return launch(recur<kKeyDim, kColumns>, {grid, dim3(Layout<kKeyDim, kColumns>::kThreads)}, stream, mixed,
-                  gates, a_log, dt_bias, recurrent_state, slot, core, shape, tokens,
-                  WeightPrefetch::of(next, static_cast<int>(grid.x * grid.y * grid.z)));
+                  gates, a_log, dt_bias, recurrent_state, slot, core, shape, tokens);
   };
   const auto with_key_dim = [&]<int kKeyDim>() {
     if (shape.value_dim % 32 == 0) return with_sizes.template operator()<kKeyDim, 32>();
@@ -288,9 +283,8 @@ cudaError_t delta_recurrence(const float* mixed, const float* gates, const bf16*
 
 cudaError_t delta_step_decode(const float* mixed, const float* gates, const bf16* a_log, const bf16* dt_bias,
                               float* recurrent_state, const int64_t* slot, float* core, DeltaShape shape,
-                              int rows, Int4Matrix next, cudaStream_t stream) {
-  return delta_recurrence(mixed, gates, a_log, dt_bias, recurrent_state, slot, core, shape, rows, 1, next,
-                          stream);
+                              int rows, cudaStream_t stream) {
+  return delta_recurrence(mixed, gates, a_log, dt_bias, recurrent_state, slot, core, shape, rows, 1, stream);
 }
 
 }  // namespace qwen::cuda

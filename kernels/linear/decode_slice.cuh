@@ -111,7 +111,7 @@ struct ItemSource {
     for (int j = 0; j < S::kTiles; ++j) {
       copy_async_16(to + j * 512 + lane * 16, tiles + j * 32, j < valid_tiles);
     }
-    copy_async_16(to + S::kTileBytes + lane % kScaleLanes * 16, scales, valid_scales);
+    if (lane < kScaleLanes) copy_async_16(to + S::kTileBytes + lane * 16, scales, valid_scales);
   }
 
  private:

@@ -35,11 +35,9 @@ cudaError_t moe_gate_up_decode(const bf16* x, RmsNorm norm, const float* logits,
 //   down: E of N = D, K = I; shared_down: K = Is; residual, y [B, D] (may be the same). The weights are
 //   those of reference.router, and the sigmoid of the last logit, rounded to bfloat16.
 // Must directly follow moe_gate_up_decode in the stream, or a copy: it reads the logits and the residual
-// before it waits for its predecessor, which lets it start when they are there (launch.h). next: a later
-// kernel's weights, to be brought to L2 (cuda/prefetch.cuh), {} for none.
+// before it waits for its predecessor, which lets it start when they are there (launch.h).
 cudaError_t moe_down_decode(const bf16* act, const float* logits, Int4Experts down, Int4Matrix shared_down,
-                            const bf16* residual, bf16* y, MoeShape shape, int rows, Int4Matrix next,
-                            cudaStream_t stream);
+                            const bf16* residual, bf16* y, MoeShape shape, int rows, cudaStream_t stream);
 
 // Prefill, 1: from the logits [T, E] (float32, rounded to bfloat16) to ids i32 [T, A] and weights [T, A].
 cudaError_t router_prefill(const float* logits, int32_t* ids, float* weights, MoeShape shape, int64_t tokens,

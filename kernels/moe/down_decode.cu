@@ -5,7 +5,6 @@
 // logits and the residual are visible, so this kernel reads them before it waits, and has its weights on
 // their way while gate-up computes. After the wait every instruction counts, as each block repeats it for
 // all of act.
-#include "kernels/cuda/prefetch.cuh"
 #include "kernels/moe/choice.cuh"
 #include "kernels/moe/cuda.h"
 #include "kernels/moe/down_unit.cuh"
@@ -35,7 +34,6 @@ struct Down {
   int warps;
   int turns;  // units of a warp
   int slots;
-  WeightPrefetch prefetch;
 
   // Exact where (A + 1) parts^2 is below 2^20.
   __device__ __forceinline__ int choice_of(int unit) const {
@@ -154,8 +152,6 @@ __global__ void __launch_bounds__(kMaxDownWarps * 32, 2) down_kernel(Down p) {
 
   float weight = weights[choice];
   settle(weight);
-  // Behind this kernel's own weights.
-  if (thread == 0) p.prefetch.begin(static_cast<int>(blockIdx.y * gridDim.x + blockIdx.x));
   wait_for_previous_kernel();
   if (!kStartsNextEarly) let_next_kernel_start();
 
@@ -216,14 +212,12 @@ cudaError_t launch_down(Down p, int rows, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t moe_down_decode(const bf16* act, const float* logits, Int4Experts down, Int4Matrix shared_down,
-                            const bf16* residual, bf16* y, MoeShape shape, int rows, Int4Matrix next,
-                            cudaStream_t stream) {
+                            const bf16* residual, bf16* y, MoeShape shape, int rows, cudaStream_t stream) {
   if (!are_valid(down, shared_down, shape, rows) || down.n != shared_down.n || down.k != shape.intermediate ||
       shared_down.k != shape.shared_intermediate) {
     return cudaErrorInvalidValue;
   }
-  const Down p = {act, logits, down, shared_down, residual, y, shape, 1, 1, 1, 1, 1,
-                  WeightPrefetch::of(next, down.row_tiles() * rows)};
+  const Down p = {act, logits, down, shared_down, residual, y, shape, 1, 1, 1, 1, 1};
   switch (down.group) {
     case 32:
       return launch_down<32>(p, rows, stream);

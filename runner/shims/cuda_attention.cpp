@@ -28,14 +28,12 @@ struct Attention {
 
 void decode(const Attention& layer, bf16* y) {
   const int rows = static_cast<int>(layer.rows);
-  cuda_scope().begin_block(layer.qkv);
   const Scratch<bf16> qkv(layer.rows * layer.shape.row_size());
   const Scratch<bf16> mixed(layer.rows * layer.shape.query_size());
   const Scratch<std::byte> scratch(static_cast<int64_t>(cuda::attention_decode_scratch(layer.shape, rows)));
   QWEN_LAUNCH(int4_linear_decode, layer.x, layer.norm, layer.qkv, nullptr, qkv, rows);
   QWEN_LAUNCH(attention_decode, qkv, layer.q_norm, layer.k_norm, layer.key_cache, layer.value_cache,
-              layer.position, layer.slot, scratch, cuda_scope().counters, mixed, layer.shape, rows,
-              layer.out);
+              layer.position, layer.slot, scratch, cuda_scope().counters, mixed, layer.shape, rows);
   QWEN_LAUNCH(int4_linear_decode, mixed, cuda::RmsNorm{nullptr, 0}, layer.out, layer.x, y, rows);
 }
 

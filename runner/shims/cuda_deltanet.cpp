@@ -32,7 +32,6 @@ struct DeltaNet {
 // the gated norm is a kernel of its own: every block of the output's product would repeat it for each row.
 void decode(const DeltaNet& net, bf16* y) {
   const int rows = static_cast<int>(net.rows);
-  cuda_scope().begin_block(net.qkvz);
   const Scratch<float> mixed(net.rows * net.shape.channels());
   const Scratch<bf16> z(net.rows * net.shape.value_size());
   const Scratch<float> gates(net.rows * 2 * net.shape.value_heads);
@@ -40,7 +39,7 @@ void decode(const DeltaNet& net, bf16* y) {
   QWEN_LAUNCH(delta_input_decode, net.x, net.norm, net.qkvz, net.ab, net.conv_weight, net.conv_state,
               net.slot, mixed, z, gates, net.shape, rows);
   QWEN_LAUNCH(delta_step_decode, mixed, gates, net.a_log, net.dt_bias, net.recurrent_state, net.slot, core,
-              net.shape, rows, net.out);
+              net.shape, rows);
   if (rows == 1) {
     QWEN_LAUNCH(delta_output_decode, core, z, net.gated_norm, net.norm.eps, net.out, net.x, y, net.shape,
                 rows);

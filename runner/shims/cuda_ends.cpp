@@ -35,7 +35,6 @@ QWEN_SHIM AOTITorchError qwen_aoti_torch_cuda_head_block(AtenTensorHandle x_hand
     auto logits = allocate({rows, vocab_size}, ScalarType::kFloat32);
     if (get(qweight).dtype == ScalarType::kUInt8) {
       const cuda::Int4Matrix head = int4_argument(qweight, scales, vocab_size, hidden, "the head");
-      cuda_scope().begin_block(head);
       QWEN_LAUNCH(int4_head, bf16_data(x), norm, head, logits->as<float>(), static_cast<int>(rows));
     } else {
       const cuda::Int8Matrix head = int8_argument(qweight, scales, "the head");

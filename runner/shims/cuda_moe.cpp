@@ -30,8 +30,7 @@ void decode(const Experts& moe, bf16* y) {
   const Scratch<bf16> act(moe.rows * (shape.top_k * shape.intermediate + shape.shared_intermediate));
   QWEN_LAUNCH(router_decode, moe.x, moe.norm, moe.router, moe.shared_gate, logits, shape, rows);
   QWEN_LAUNCH(moe_gate_up_decode, moe.x, moe.norm, logits, moe.gate_up, moe.shared_gate_up, act, shape, rows);
-  QWEN_LAUNCH(moe_down_decode, act, logits, moe.down, moe.shared_down, moe.x, y, shape, rows,
-              cuda_scope().next_block());
+  QWEN_LAUNCH(moe_down_decode, act, logits, moe.down, moe.shared_down, moe.x, y, shape, rows);
 }
 
 void prefill(const Experts& moe, bf16* y) {
