@@ -17,7 +17,8 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "kernels/linear/decode_slice.cuh"
+#include "kernels/linear/decode_input.cuh"
+#include "kernels/linear/decode_product.cuh"
 
 namespace qwen::cuda {
 

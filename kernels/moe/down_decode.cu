@@ -13,9 +13,6 @@
 namespace qwen::cuda {
 namespace {
 
-// Whether the next kernel may start before this one has waited for its predecessor.
-constexpr bool kStartsNextEarly = false;
-
 // A warp takes units of the chosen experts first, then the shared one's and such as are all zeros.
 constexpr int kDownSlots = 3;  // units of a warp on their way
 constexpr int kMaxDownWarps = 18;
@@ -68,7 +65,6 @@ __global__ void __launch_bounds__(kMaxDownWarps * 32, 2) down_kernel(Down p) {
   using Unit = DownUnit<kGroup>;
   using S = typename Unit::S;
   QWEN_DYNAMIC_SHARED(shared);
-  if (kStartsNextEarly) let_next_kernel_start();
   const DownLayout<kGroup> layout(p);
   const int thread = static_cast<int>(threadIdx.x);
   const int lane = static_cast<int>(threadIdx.x % 32);
@@ -153,7 +149,7 @@ __global__ void __launch_bounds__(kMaxDownWarps * 32, 2) down_kernel(Down p) {
   float weight = weights[choice];
   settle(weight);
   wait_for_previous_kernel();
-  if (!kStartsNextEarly) let_next_kernel_start();
+  let_next_kernel_start();  // sooner, gate-up's end would wait for the next kernel's weights
 
   float total = 0;
   int slot = 0;

@@ -3,7 +3,8 @@
 // the fewest instructions after the wait for it.
 #pragma once
 
-#include "kernels/linear/decode_slice.cuh"
+#include "kernels/linear/decode_input.cuh"
+#include "kernels/linear/decode_product.cuh"
 
 namespace qwen::cuda {
 
