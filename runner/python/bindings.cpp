@@ -105,6 +105,7 @@ py::list generate_answers(Engine& engine, std::vector<std::vector<int64_t>> prom
                           const std::vector<py::dict>& values, const py::object& on_piece, Cancel& cancel) {
   if (prompts.size() != values.size()) throw py::value_error("there must be options for every prompt");
   std::vector<GenerationRequest> requests;
+  requests.reserve(prompts.size());
   for (size_t i = 0; i < prompts.size(); ++i) {
     requests.push_back({std::move(prompts[i]), to_options(engine, values[i])});
   }
@@ -182,6 +183,7 @@ void bind_engine(py::module_& module) {
               throw py::value_error("there must be a session, and a token and options for every session");
             }
             std::vector<DecodeRow> rows;
+            rows.reserve(sessions.size());
             for (size_t i = 0; i < sessions.size(); ++i) {
               rows.push_back({sessions[i], tokens[i], to_options(engine, options[i]).sampling, ahead});
             }
