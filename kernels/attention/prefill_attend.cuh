@@ -253,7 +253,7 @@ __global__ void __launch_bounds__(Shape<kDim, kWarpCount>::kThreads, Shape<kDim,
     warpgroup_fence();
 #pragma unroll
     for (int k = 0; k < kKeys / 16; ++k) {
-      warpgroup_mma_columns(result, weights[k], value_operand + k * (16 * 64 / 8));
+      warpgroup_mma<true>(result, weights[k], value_operand + k * (16 * 64 / 8));
     }
     warpgroup_commit();
     warpgroup_wait<0>();
