@@ -11,7 +11,7 @@
 
 namespace qwen::cuda {
 
-inline constexpr int kMaxDecodeWarps = 16;  // of a block
+inline constexpr int kDecodeWarps = 16;  // of a block
 
 struct DecodeConfig {
   int blocks_per_sm;  // at most

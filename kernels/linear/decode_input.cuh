@@ -24,7 +24,7 @@ __device__ __forceinline__ uint2 digits_of(const Four& v, float factor) {
 __device__ __forceinline__ uint32_t magnitude(float v) { return __float_as_uint(v) & 0x7fffffffU; }
 
 // A warp's slice of the rows of x into its shared memory `to`, through `input`, as digits or as bfloat16; its
-// squares of each row, if the input has a norm, to `squares` [rows, kMaxDecodeWarps] (this warp's column).
+// squares of each row, if the input has a norm, to `squares` [rows, kDecodeWarps] (this warp's column).
 // At most kMaxRows rows: 1 makes it short, which a step of one row, whose every block does this, wants.
 template <int kGroup, int kUnits, bool kDigits, int kMaxRows, typename Input>
 __device__ __forceinline__ void load_slice(
@@ -96,8 +96,7 @@ __device__ __forceinline__ void load_slice(
       if constexpr (Input::kNorm) square = warp_sum(square, S::kLanes);
       if (row < rows && threadIdx.x % S::kLanes == 0) {
         if constexpr (kDigits) scales[row] = most * (1.0F / (127.0F * 256.0F * 16.0F));
-        if constexpr (Input::kNorm)
-          squares[row * kMaxDecodeWarps + static_cast<int>(threadIdx.x / 32)] = square;
+        if constexpr (Input::kNorm) squares[row * kDecodeWarps + static_cast<int>(threadIdx.x / 32)] = square;
       }
     }
   }

@@ -47,7 +47,7 @@ DecodePlan plan_decode(int row_tiles, int rows, int most_blocks) {
   using S = Slice<kGroup, kUnits>;
   DecodePlan plan = {};
   plan.batch = std::max(2, kRingSlots / rows / 2 * 2);
-  plan.sums = rows * kMaxDecodeWarps * 4;
+  plan.sums = rows * kDecodeWarps * 4;
   const auto lay_out = [&](int tiles) {
     plan.blocks = (row_tiles + tiles - 1) / tiles;
     plan.tiles = row_tiles / plan.blocks;
@@ -55,8 +55,8 @@ DecodePlan plan_decode(int row_tiles, int rows, int most_blocks) {
     plan.slots = std::min(tiles, kRingSlots);
     const int buffers = tiles > plan.batch ? 2 : 1;
     plan.slices = plan.sums + buffers * std::min(plan.batch, tiles) * rows * 16 * kSumStride * 4;
-    plan.ring = plan.slices + kMaxDecodeWarps * S::row_bytes(rows);
-    plan.bytes = plan.ring + plan.slots * kMaxDecodeWarps * S::kItemBytes;
+    plan.ring = plan.slices + kDecodeWarps * S::row_bytes(rows);
+    plan.bytes = plan.ring + plan.slots * kDecodeWarps * S::kItemBytes;
   };
   int tiles = (row_tiles + most_blocks - 1) / most_blocks;
   lay_out(tiles);
@@ -99,7 +99,7 @@ template <int kGroup, int kUnits>
 inline constexpr int kDecodeBlocks = Slice<kGroup, kUnits>::kColumns > 256 ? 1 : 2;
 
 template <int kGroup, int kUnits, int kMaxRows, typename Input, typename Output>
-__global__ void __launch_bounds__(kMaxDecodeWarps * 32, kDecodeBlocks<kGroup, kUnits>)
+__global__ void __launch_bounds__(kDecodeWarps * 32, kDecodeBlocks<kGroup, kUnits>)
     decode_kernel(Input input, Int4Matrix w, Output output, int given_rows, DecodePlan plan) {
   using S = Slice<kGroup, kUnits>;
   QWEN_DYNAMIC_SHARED(shared);
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kMaxDecodeWarps * 32, kDecodeBlocks<kGroup, kU
   const int thread = static_cast<int>(threadIdx.x);
   const int warp = thread / 32;
   const int first_column = warp * S::kColumns;
-  float* squares = reinterpret_cast<float*>(shared);  // [rows, kMaxDecodeWarps]
+  float* squares = reinterpret_cast<float*>(shared);  // [rows, kDecodeWarps]
   unsigned char* slice = shared + plan.slices + warp * S::row_bytes(rows);
   const bool extra = Output::kExtra && static_cast<int>(blockIdx.x) >= plan.blocks;
   const int block = static_cast<int>(blockIdx.x) - (extra ? plan.blocks : 0);
@@ -169,7 +169,7 @@ __global__ void __launch_bounds__(kMaxDecodeWarps * 32, kDecodeBlocks<kGroup, kU
         output.prepare(prepared, row, first_out + out);
       }
       const float sum = sum_over_warps(sums + i * kSumStride);
-      const float factor = norm_factor(input, squares + row * kMaxDecodeWarps, w.k);
+      const float factor = norm_factor(input, squares + row * kDecodeWarps, w.k);
       output.store(row, first_out + out, sum * factor, prepared);
     }
   };
@@ -230,13 +230,11 @@ cudaError_t launch_decode_slices(const Input& input, const Int4Matrix& w, const 
   int extra_blocks = 0;
   if constexpr (Output::kExtra) extra_blocks = output.extra.row_tiles();
   DecodePlan plan = plan_decode<kGroup, kUnits>(w.row_tiles(), rows, std::max(blocks - extra_blocks, 1));
-  if constexpr (Output::kExtra)
-    plan.bytes = std::max(plan.bytes, plan.ring + kMaxDecodeWarps * S::kBf16Bytes);
+  if constexpr (Output::kExtra) plan.bytes = std::max(plan.bytes, plan.ring + kDecodeWarps * S::kBf16Bytes);
   if (plan.bytes > max_shared_bytes()) return cudaErrorInvalidValue;
-  return launch(
-      decode_kernel<kGroup, kUnits, kMaxRows, Input, Output>,
-      {dim3(plan.blocks + extra_blocks), dim3(kMaxDecodeWarps * 32), static_cast<size_t>(plan.bytes)}, stream,
-      input, w, output, rows, plan);
+  return launch(decode_kernel<kGroup, kUnits, kMaxRows, Input, Output>,
+                {dim3(plan.blocks + extra_blocks), dim3(kDecodeWarps * 32), static_cast<size_t>(plan.bytes)},
+                stream, input, w, output, rows, plan);
 }
 
 inline constexpr int kMaxSliceColumns = 512;
@@ -246,7 +244,7 @@ inline constexpr int kMaxSliceColumns = 512;
 template <int kGroup>
 int units_of_warp(int units, int least_columns) {
   int each = 1;
-  while (each * kMaxDecodeWarps < units || each * Unit<kGroup>::kColumns < least_columns) each *= 2;
+  while (each * kDecodeWarps < units || each * Unit<kGroup>::kColumns < least_columns) each *= 2;
   return each * Unit<kGroup>::kColumns <= kMaxSliceColumns ? each : 0;
 }
 

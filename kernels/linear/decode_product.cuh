@@ -158,7 +158,7 @@ __device__ __forceinline__ TileSums multiply_bf16(const unsigned char* x, const 
 
 // The sums of a tile row by all warps in shared memory: [rows, 16] of kSumStride floats, a warp's each. The
 // stride keeps both its writes and the reads below off one another's banks.
-inline constexpr int kSumStride = kMaxDecodeWarps + 4;
+inline constexpr int kSumStride = kDecodeWarps + 4;
 
 __device__ __forceinline__ void store_sums(float* of_tile, const TileSums& sums, int rows) {
   const int lane = static_cast<int>(threadIdx.x % 32);
@@ -173,15 +173,15 @@ __device__ __forceinline__ void store_sums(float* of_tile, const TileSums& sums,
   }
 }
 
-// The sum of kMaxDecodeWarps floats, always in the same order.
+// The sum of kDecodeWarps floats, always in the same order.
 __device__ __forceinline__ float sum_over_warps(const float* of_warps) {
-  float4 v[kMaxDecodeWarps / 4];
+  float4 v[kDecodeWarps / 4];
 #pragma unroll
-  for (int i = 0; i < kMaxDecodeWarps / 4; ++i) v[i] = reinterpret_cast<const float4*>(of_warps)[i];
-  float sums[kMaxDecodeWarps / 4];
+  for (int i = 0; i < kDecodeWarps / 4; ++i) v[i] = reinterpret_cast<const float4*>(of_warps)[i];
+  float sums[kDecodeWarps / 4];
 #pragma unroll
-  for (int i = 0; i < kMaxDecodeWarps / 4; ++i) sums[i] = (v[i].x + v[i].y) + (v[i].z + v[i].w);
-  static_assert(kMaxDecodeWarps == 16);
+  for (int i = 0; i < kDecodeWarps / 4; ++i) sums[i] = (v[i].x + v[i].y) + (v[i].z + v[i].w);
+  static_assert(kDecodeWarps == 16);
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 

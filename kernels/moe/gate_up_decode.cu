@@ -90,10 +90,10 @@ struct GateUpLayout {
   __host__ __device__ GateUpLayout(int rows, int tiles) {
     using S = Slice<kGroup, kUnits>;
     squares = 64;
-    sums = squares + rows * kMaxDecodeWarps * 4;
+    sums = squares + rows * kDecodeWarps * 4;
     slices = sums + tiles * rows * 16 * kSumStride * 4;
-    items = slices + kMaxDecodeWarps * S::row_bytes(rows);
-    bytes = items + tiles * kMaxDecodeWarps * S::kItemBytes;
+    items = slices + kDecodeWarps * S::row_bytes(rows);
+    bytes = items + tiles * kDecodeWarps * S::kItemBytes;
   }
 };
 
@@ -112,7 +112,7 @@ struct LoadedInput {
   }
 };
 
-constexpr int kGateUpThreads = (kMaxDecodeWarps + 1) * 32;
+constexpr int kGateUpThreads = (kDecodeWarps + 1) * 32;
 
 // The last warp chooses. The others have the chosen expert's weights on their way as soon as it is known:
 // only then do they make fragments of x, which would take the chooser's turns. Wider slices than the model's
@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(kGateUpThreads, Slice<kGroup, kUnits>::kColumn
   QWEN_DYNAMIC_SHARED(shared);
   const int lane = static_cast<int>(threadIdx.x % 32);
   const int warp = static_cast<int>(threadIdx.x / 32);
-  const bool chooses = warp == kMaxDecodeWarps;
+  const bool chooses = warp == kDecodeWarps;
   const GateUpShare share(p, static_cast<int>(blockIdx.x));
   const int rows = kMaxRows == 1 ? 1 : share.rows;
   const int tiles = share.shared_tiles + share.tiles;
@@ -229,7 +229,7 @@ __global__ void __launch_bounds__(kGateUpThreads, Slice<kGroup, kUnits>::kColumn
   __syncthreads();
 
   if (chooses) {
-    if (lane < rows) factors[lane] = norm_factor(input, squares + lane * kMaxDecodeWarps, k);
+    if (lane < rows) factors[lane] = norm_factor(input, squares + lane * kDecodeWarps, k);
   } else {
     // One at a time, so that the shared expert's are done while the others are on their way.
     const unsigned char* item = items;
@@ -249,7 +249,7 @@ __global__ void __launch_bounds__(kGateUpThreads, Slice<kGroup, kUnits>::kColumn
   __syncthreads();
 
 #pragma unroll 1
-  for (int part = warp; part < rows * kPairs; part += kMaxDecodeWarps + 1) {
+  for (int part = warp; part < rows * kPairs; part += kDecodeWarps + 1) {
     if (part != warp) find_element(part);
     const float sum = sum_over_warps(sums + sum_at) * factors[row];
     const float up = __shfl_down_sync(~0U, sum, 8);

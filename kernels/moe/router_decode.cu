@@ -24,17 +24,16 @@ struct RouterLayout {
 
   __host__ __device__ explicit RouterLayout(int rows) {
     using S = Slice<kGroup, kUnits>;
-    sums = rows * kMaxDecodeWarps * 4;
+    sums = rows * kDecodeWarps * 4;
     slices = sums + rows * 16 * kSumStride * 4;
-    items = slices + kMaxDecodeWarps * S::row_bytes(rows);
-    bytes = items + kMaxDecodeWarps * S::kBf16Bytes;
+    items = slices + kDecodeWarps * S::row_bytes(rows);
+    bytes = items + kDecodeWarps * S::kBf16Bytes;
   }
 };
 
 // A block has 16 rows of the weights.
 template <int kUnits, int kMaxRows>
-__global__ void __launch_bounds__(kMaxDecodeWarps * 32, kDecodeBlocks<kGroup, kUnits>)
-    router_kernel(Router p) {
+__global__ void __launch_bounds__(kDecodeWarps * 32, kDecodeBlocks<kGroup, kUnits>) router_kernel(Router p) {
   using S = Slice<kGroup, kUnits>;
   QWEN_DYNAMIC_SHARED(shared);
   let_next_kernel_start();
@@ -66,7 +65,7 @@ __global__ void __launch_bounds__(kMaxDecodeWarps * 32, kDecodeBlocks<kGroup, kU
   const int out = static_cast<int>(blockIdx.x) * 16 + thread % 16;
   if (thread >= rows * 16 || out >= p.weights.n) return;
   const int row = thread / 16;
-  const float factor = norm_factor(p.input, squares + row * kMaxDecodeWarps, k);
+  const float factor = norm_factor(p.input, squares + row * kDecodeWarps, k);
   p.logits[row * p.weights.n + out] = round_bf16(sum_over_warps(sums + thread * kSumStride) * factor);
 }
 
@@ -75,7 +74,7 @@ cudaError_t launch_router(const Router& p, cudaStream_t stream) {
   const int bytes = RouterLayout<kUnits>(p.rows).bytes;
   if (bytes > max_shared_bytes()) return cudaErrorInvalidValue;
   const auto kernel = p.rows == 1 ? router_kernel<kUnits, 1> : router_kernel<kUnits, kMaxDecodeRows>;
-  return launch(kernel, {dim3(p.weights.row_tiles()), dim3(kMaxDecodeWarps * 32), static_cast<size_t>(bytes)},
+  return launch(kernel, {dim3(p.weights.row_tiles()), dim3(kDecodeWarps * 32), static_cast<size_t>(bytes)},
                 stream, p);
 }
 
