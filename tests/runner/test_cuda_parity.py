@@ -3,7 +3,8 @@
 The oracle is float32 with the program's dequantized weights. bfloat16 arithmetic turns choices that are
 nearly tied, of a token or of an expert, and what comes after a turned expert is another sum: Hugging Face's
 own model in bfloat16 differs from the oracle by 1 to 10 % in the median, and wholly at single positions. It
-says what error is bfloat16's own.
+says what error is bfloat16's own. After one prompt alone that error is half or twice as large as after another,
+theirs as ours, so a checkpoint is judged by the positions of several together.
 """
 
 import copy
@@ -29,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "demo"
 HELDOUT = DEMO / "heldout.txt"
 NEW_TOKENS = 64
+PROMPTS, PROMPTS_EMULATED = 16, 4
 
 # A single logit errs by up to four times what all do in norm: choices nearer than that are nearly tied.
 LARGEST_OVER_NORM = 4.0
@@ -45,17 +47,21 @@ OPTIONS: dict[str, dict[str, object]] = {
 }
 
 GREEDY_LOGITS = """
-prompt, steps, path = arguments
+prompts, steps, path = arguments
 engine = core.Engine(program)
 session = engine.open_session()
 session.keep_logits(True)
-tokens, logits, inputs = [], [], prompt
-for _ in range(steps):
-    tokens.append(session.run(engine, inputs, GREEDY))
-    logits.append(session.logits().copy())
-    inputs = tokens[-1:]
+answers, logits = [], []
+for inputs in prompts:
+    session.reset()
+    tokens = []
+    for _ in range(steps):
+        tokens.append(session.run(engine, inputs, GREEDY))
+        logits.append(session.logits().copy())
+        inputs = tokens[-1:]
+    answers.append(tokens)
 np.save(path, np.stack(logits))
-show(tokens)
+show(answers)
 """
 
 TEACHER_FORCED_LOGITS = """
@@ -117,29 +123,47 @@ def relative_errors(logits: torch.Tensor, expected: torch.Tensor) -> torch.Tenso
     return (logits - expected).norm(dim=-1) / expected.norm(dim=-1)
 
 
+def assert_nearly_tied(
+    tokens: list[int], expected: torch.Tensor, expert_gap: torch.Tensor, error: float
+) -> int:
+    """How many tokens of an answer are the oracle's; the next, if there is one, must be a near tie.
+
+    Args:
+        expected: the oracle's logits [T, V]; expert_gap: its routing_gaps, the least of the layers, [T].
+        error: bfloat16's own, of the logits' norm.
+    """
+    chosen = expected.gather(1, torch.tensor(tokens)[:, None])[:, 0]
+    token_gap = (expected.amax(dim=-1) - chosen) / expected.square().mean(dim=-1).sqrt()
+    turned = torch.nonzero(token_gap > 0).flatten().tolist()
+    if not turned:
+        return len(tokens)
+    first = turned[0]
+    nearest = min(token_gap[first].item(), expert_gap[first].item())
+    assert nearest < LARGEST_OVER_NORM * error, f"token {first} is not the oracle's, and no near tie"
+    return first
+
+
 @torch.no_grad()
-def assert_agrees(gpu: Gpu, oracle: Oracle, program: Path, prompt: list[int], logits_file: Path) -> None:
-    """Every greedy token is the oracle's, up to the first near tie; logits err as bfloat16 does."""
-    tokens = gpu.run(program, GREEDY_LOGITS, prompt, NEW_TOKENS, str(logits_file))
-    logits = torch.from_numpy(np.load(logits_file))
+def assert_agrees(
+    gpu: Gpu, oracle: Oracle, program: Path, prompts: list[list[int]], logits_file: Path
+) -> None:
+    """Every answer's greedy tokens are the oracle's, up to the first near tie; logits err as bfloat16 does."""
+    answers = gpu.run(program, GREEDY_LOGITS, prompts, NEW_TOKENS, str(logits_file))
+    logits = torch.from_numpy(np.load(logits_file)).unflatten(0, (len(prompts), NEW_TOKENS))
     # The oracle reads the program's own tokens, so that every step has the same past.
-    ids = torch.tensor([prompt + tokens[:-1]])
-    first = len(prompt) - 1
+    ids = torch.tensor([prompt + tokens[:-1] for prompt, tokens in zip(prompts, answers, strict=True)])
     with routing_gaps(oracle.exact) as gaps:
-        expected = oracle.exact(ids, use_cache=False).logits[0, first:].float()
-    rounded = oracle.rounded(ids, use_cache=False).logits[0, first:].float()
+        expected = oracle.exact(ids, use_cache=False).logits[:, -NEW_TOKENS:].float()
+    rounded = oracle.rounded(ids, use_cache=False).logits[:, -NEW_TOKENS:].float()
     ours = relative_errors(logits, expected).median().item()
     theirs = relative_errors(rounded, expected).median().item()
 
-    chosen = expected.gather(1, torch.tensor(tokens)[:, None])[:, 0]
-    token_gap = (expected.amax(dim=-1) - chosen) / expected.square().mean(dim=-1).sqrt()
-    expert_gap = torch.stack(gaps).amin(dim=0)[first:] if gaps else torch.full((NEW_TOKENS,), torch.inf)
-    turned = torch.nonzero(token_gap > 0).flatten().tolist()
-    agreed = turned[0] if turned else NEW_TOKENS
+    gap = torch.stack(gaps).amin(dim=0).view(ids.shape) if gaps else torch.full(ids.shape, torch.inf)
+    agreed = [
+        assert_nearly_tied(tokens, expected[i], gap[i, -NEW_TOKENS:], theirs)
+        for i, tokens in enumerate(answers)
+    ]
     print(f"{agreed} of {NEW_TOKENS} tokens agree; median error {ours:.4f}, bfloat16's own {theirs:.4f}")
-    if turned:
-        nearest = min(token_gap[agreed].item(), expert_gap[agreed].item())
-        assert nearest < LARGEST_OVER_NORM * theirs, f"token {agreed} is not the oracle's, and no near tie"
     assert ours <= ERROR_RATIO * theirs + ERROR_FLOOR
 
 
@@ -160,7 +184,9 @@ def test_random_checkpoints(
     )
     oracle = make_oracle(random_checkpoint(name), quantization)
     program = exported(name, quantize="int4", target="cuda", **options)
-    assert_agrees(gpu, oracle, program, random_prompt(SPECS[name], 40), tmp_path / "logits.npy")
+    tokens = random_prompt(SPECS[name], 40 * (PROMPTS_EMULATED if gpu.emulated else PROMPTS))
+    prompts = torch.tensor(tokens).view(-1, 40).tolist()
+    assert_agrees(gpu, oracle, program, prompts, tmp_path / "logits.npy")
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +207,7 @@ def heldout(demo_program: Path) -> list[int]:
 
 
 def test_demo(gpu: Gpu, demo_on_cuda: Path, demo_oracle: Oracle, heldout: list[int], tmp_path: Path) -> None:
-    assert_agrees(gpu, demo_oracle, demo_on_cuda, heldout[:400], tmp_path / "logits.npy")
+    assert_agrees(gpu, demo_oracle, demo_on_cuda, [heldout[:400]], tmp_path / "logits.npy")
 
 
 @torch.no_grad()
