@@ -33,7 +33,7 @@ struct Samples {
   const char* name;  // of the field of Timings and in the JSON
   const char* label;
   const char* unit;
-  double Timings::* field;
+  double Timings::*field;
   bool in_sum = false;  // over the answers of a batch; else their mean
   std::vector<double> values = {};
 
@@ -185,7 +185,7 @@ BenchCommand::BenchCommand(CLI::App& app)
       new_tokens_(add_value(app, "new_tokens", "INTEGER", "Tokens to generate (128, or what fits)")),
       repetitions_(add_value(app, "repetitions", "INTEGER", "Answers to measure (5)")),
       batch_(add_value(app, "batch", "INTEGER", "Answers to generate at once (1)")),
-      cuda_graph_(add_cuda_graph(app)),
+      engine_flags_(app),
       json_(add_switch(app, "json", "Print one JSON object instead of a table")) {}
 
 Result<int> BenchCommand::run() const {
@@ -194,7 +194,7 @@ Result<int> BenchCommand::run() const {
   QWEN_ASSIGN_OR_RETURN(const auto new_tokens, given_integer(*new_tokens_, 1));
   QWEN_ASSIGN_OR_RETURN(const auto repetitions, given_integer(*repetitions_, 1));
   QWEN_ASSIGN_OR_RETURN(const auto batch, given_integer(*batch_, 1));
-  QWEN_ASSIGN_OR_RETURN(const EngineOptions load_options, engine_options(*cuda_graph_));
+  QWEN_ASSIGN_OR_RETURN(const EngineOptions load_options, engine_flags_.options());
   QWEN_ASSIGN_OR_RETURN(const auto as_json, given_switch(*json_));
   QWEN_ASSIGN_OR_RETURN(const std::string folder, given_program(*program_));
   plan.prompt_tokens = prompt_tokens.value_or(plan.prompt_tokens);

@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include "cli_engine.h"
 #include "result.h"
 
 namespace qwen::cli {
@@ -26,7 +27,7 @@ class BenchCommand {
   CLI::Option* new_tokens_;
   CLI::Option* repetitions_;
   CLI::Option* batch_;
-  CLI::Option* cuda_graph_;
+  EngineFlags engine_flags_;
   CLI::Option* json_;
 };
 

@@ -1,4 +1,4 @@
-// Loading a program for a command: the --cuda_graph flag and its warning.
+// Loading a program for a command: the flags of how a GPU runs it, and their warnings.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -10,13 +10,21 @@
 
 namespace qwen::cli {
 
-CLI::Option* add_cuda_graph(CLI::App& app);
+// --cuda_graph and --expert_activations. Not thread-safe; belongs to its app.
+class EngineFlags {
+ public:
+  explicit EngineFlags(CLI::App& app);
 
-// Error: kInvalidArgument, where the flag's value is neither on nor off.
-Result<EngineOptions> engine_options(const CLI::Option& cuda_graph);
+  // Error: kInvalidArgument, naming the flag, its value and what is allowed.
+  Result<EngineOptions> options() const;
 
-// Engine::load(); its warnings, and one where CUDA graphs are asked for on a cpu program, are printed unless
-// `quiet`.
+ private:
+  CLI::Option* cuda_graph_;
+  CLI::Option* expert_activations_;
+};
+
+// Engine::load(); its warnings, and one where something of a GPU's is asked for on a cpu program, are printed
+// unless `quiet`.
 Result<std::unique_ptr<Engine>> load_engine(const std::string& folder, const EngineOptions& options,
                                             bool quiet);
 

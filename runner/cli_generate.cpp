@@ -20,7 +20,7 @@ CancelFlag interrupted = false;
 static_assert(CancelFlag::is_always_lock_free, "a signal handler sets it");
 
 void cancel_on_interrupt() {
-  struct sigaction action{};
+  struct sigaction action {};
   action.sa_handler = [](int) { interrupted = true; };
   action.sa_flags = static_cast<int>(SA_RESETHAND | SA_RESTART);
   sigaction(SIGINT, &action, nullptr);
@@ -73,7 +73,7 @@ GenerateCommand::GenerateCommand(CLI::App& app)
   for (const OptionSpec& spec : generation_options()) {
     options_.push_back(add_option(app, spec));
   }
-  cuda_graph_ = add_cuda_graph(app);
+  engine_flags_.emplace(app);
   json_ = add_switch(app, "json",
                      "Print one JSON object at the end, statistics included, instead of streaming text");
   quiet_ = add_switch(app, "quiet", "No statistics and no warnings on stderr");
@@ -93,7 +93,7 @@ Result<json> GenerateCommand::option_values() const {
 Result<int> GenerateCommand::run() const {
   QWEN_ASSIGN_OR_RETURN(const json values, option_values());
   QWEN_RETURN_IF_ERROR(make_generate_options(Manifest{}, values));
-  QWEN_ASSIGN_OR_RETURN(const EngineOptions load_options, engine_options(*cuda_graph_));
+  QWEN_ASSIGN_OR_RETURN(const EngineOptions load_options, engine_flags_->options());
   QWEN_ASSIGN_OR_RETURN(const auto json_flag, given_switch(*json_));
   QWEN_ASSIGN_OR_RETURN(const auto quiet_flag, given_switch(*quiet_));
   const bool as_json = json_flag.value_or(false);

@@ -3,8 +3,10 @@
 
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <vector>
 
+#include "cli_engine.h"
 #include "cli_prompt.h"
 #include "engine.h"
 #include "result.h"
@@ -28,7 +30,7 @@ class GenerateCommand {
   CLI::Option* program_;
   PromptFlags prompt_;
   std::vector<CLI::Option*> options_;  // in the order of generation_options()
-  CLI::Option* cuda_graph_;
+  std::optional<EngineFlags> engine_flags_;
   CLI::Option* json_;
   CLI::Option* quiet_;
 };

@@ -173,7 +173,7 @@ Status CudaLane::launch(size_t tokens) {
                  "again with this version"};
   }
   CudaDevice& device = context_.device;
-  const CudaScope scope(device.stream(), device.counters());
+  const CudaScope scope(device.stream(), device.counters(), context_.expert_activations);
   QWEN_ASSIGN_OR_RETURN(const auto outputs, method_.container->run(std::move(arguments), method_.outputs));
   const Tensor& next_token = *outputs[0];
   const Tensor& logits = *outputs[1];

@@ -17,6 +17,7 @@
 #include "cuda_device.h"
 #include "cuda_graph.h"
 #include "delegate.h"
+#include "kernels/moe/cuda.h"
 #include "sampling.h"
 
 namespace qwen {
@@ -28,6 +29,7 @@ class CudaLane {
     CudaDevice& device;
     size_t vocab_size = 0;
     bool use_graph = false;  // off from the first capture that fails
+    cuda::ExpertActivations expert_activations = cuda::ExpertActivations::kBfloat16;
     std::vector<std::string> warnings = {};
   };
 

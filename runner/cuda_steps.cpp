@@ -4,6 +4,7 @@
 #include <new>
 #include <utility>
 
+#include "kernels/cuda/tuning.h"
 #include "kernels/cuda/types.h"
 
 namespace qwen {
@@ -11,11 +12,13 @@ namespace qwen {
 static_assert(kMaxBatch == cuda::kMaxDecodeRows);
 
 Result<std::unique_ptr<CudaSteps>> CudaSteps::make(CudaDevice& device, const Manifest& manifest,
-                                                   const Methods& methods, bool graph) {
+                                                   const Methods& methods, const GpuOptions& options) {
+  QWEN_RETURN_IF_ERROR(check_supported(options, cuda::gpu_architecture(), device.name()));
   std::unique_ptr<CudaSteps> steps(new CudaSteps(device, methods));
   CudaLane::Context& context = steps->context_;
   context.vocab_size = static_cast<size_t>(manifest.vocab_size);
-  context.use_graph = graph;
+  context.use_graph = options.graph;
+  context.expert_activations = static_cast<cuda::ExpertActivations>(options.expert_activations);
   QWEN_ASSIGN_OR_RETURN(steps->prefill_,
                         CudaLane::for_prefill(context, methods.prefill, static_cast<size_t>(manifest.chunk)));
   QWEN_RETURN_IF_ERROR(steps->lane(1));

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "cuda_lane.h"
+#include "gpu_options.h"
 #include "manifest.h"
 #include "steps.h"
 
@@ -28,10 +29,10 @@ class CudaSteps final : public Steps {
     CompiledMethod* decode_batch;
   };
 
-  // Device and methods must outlive it. Without `graph`, decode steps are launched kernel by kernel. Errors:
+  // Device and methods must outlive it. Errors: kUnsupported for what the GPU cannot compute with,
   // kOutOfMemory, kInternal.
   static Result<std::unique_ptr<CudaSteps>> make(CudaDevice& device, const Manifest& manifest,
-                                                 const Methods& methods, bool graph);
+                                                 const Methods& methods, const GpuOptions& options);
   ~CudaSteps() override;
 
   Result<std::vector<int64_t>> run(std::span<const Step> steps) override;

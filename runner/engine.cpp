@@ -15,7 +15,8 @@ Engine::~Engine() = default;
 Result<std::unique_ptr<Engine>> Engine::load(const std::string& path, const EngineOptions& options) {
   const auto start = std::chrono::steady_clock::now();
   QWEN_ASSIGN_OR_RETURN(auto program,
-                        Program::load(path, options.cuda_graph != EngineOptions::CudaGraph::kOff));
+                        Program::load(path, {.graph = options.cuda_graph != EngineOptions::CudaGraph::kOff,
+                                             .expert_activations = options.expert_activations}));
   QWEN_ASSIGN_OR_RETURN(auto tokenizer,
                         Tokenizer::from_json(program->tokenizer_json(), path + "/tokenizer.json"));
   QWEN_ASSIGN_OR_RETURN(auto chat, ChatFormat::from_json(program->manifest().chat));

@@ -13,6 +13,7 @@
 
 #include "chat.h"
 #include "constants.h"
+#include "gpu_options.h"
 #include "manifest.h"
 #include "result.h"
 #include "sampling.h"
@@ -27,7 +28,9 @@ using WarningCallback = std::function<void(const std::string&)>;
 
 struct EngineOptions {
   enum class CudaGraph { kDefault, kOn, kOff };
-  CudaGraph cuda_graph = CudaGraph::kDefault;  // without effect on a cpu program: the caller warns
+  // Both without effect on a cpu program: the caller warns.
+  CudaGraph cuda_graph = CudaGraph::kDefault;
+  ExpertActivations expert_activations = ExpertActivations::kBfloat16;
   // Called by the thread that loads the engine or runs a step, while it holds no lock of the engine's: it may
   // wait for other threads that use the engine. It may be null.
   WarningCallback on_warning = {};

@@ -130,7 +130,7 @@ struct Program::Impl {
   Status load_methods();
   Status check_metadata();
   Status prepare_device();
-  Status make_steps(bool cuda_graph);
+  Status make_steps(const GpuOptions& options);
 };
 
 Status Program::Impl::parse() {
@@ -213,7 +213,7 @@ Status Program::Impl::prepare_device() {
   return context.constants.reserve_weights(weights_file.bytes());
 }
 
-Status Program::Impl::make_steps(bool cuda_graph) {
+Status Program::Impl::make_steps(const GpuOptions& options) {
 #ifdef QWEN_CUDA
   if (!device->is_host()) {
     auto& gpu = static_cast<CudaDevice&>(*device);
@@ -230,7 +230,7 @@ Status Program::Impl::make_steps(bool cuda_graph) {
                                {.prefill = *methods.at("prefill"),
                                 .decode = *methods.at("decode"),
                                 .decode_batch = manifest.batch > 1 ? methods.at("decode_batch") : nullptr},
-                               cuda_graph));
+                               options));
     // The methods are bound to where the weights will be: all that can be refused without reading them has
     // been.
     QWEN_ASSIGN_OR_RETURN(const FileDigest* digest, find_digest(folder, kWeightsFile, manifest));
@@ -241,7 +241,7 @@ Status Program::Impl::make_steps(bool cuda_graph) {
     return ok_status();
   }
 #endif
-  (void)cuda_graph;
+  (void)options;
   steps = make_host_steps(*prefill, *decode);
   return ok_status();
 }
@@ -249,7 +249,7 @@ Status Program::Impl::make_steps(bool cuda_graph) {
 Program::Program(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Program::~Program() = default;
 
-Result<std::unique_ptr<Program>> Program::load(const std::string& path, bool cuda_graph) {
+Result<std::unique_ptr<Program>> Program::load(const std::string& path, const GpuOptions& options) {
   et::runtime_init();
   QWEN_RETURN_IF_ERROR(register_delegate());
   const std::string manifest_path = path + "/" + kManifestFile;
@@ -278,7 +278,7 @@ Result<std::unique_ptr<Program>> Program::load(const std::string& path, bool cud
   QWEN_RETURN_IF_ERROR(impl->parse());
   QWEN_RETURN_IF_ERROR(impl->check_metadata());
   QWEN_RETURN_IF_ERROR(impl->load_methods());
-  QWEN_RETURN_IF_ERROR(impl->make_steps(cuda_graph));
+  QWEN_RETURN_IF_ERROR(impl->make_steps(options));
   return std::unique_ptr<Program>(new Program(std::move(impl)));
 }
 

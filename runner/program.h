@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "constants.h"
+#include "gpu_options.h"
 #include "manifest.h"
 #include "result.h"
 #include "steps.h"
@@ -21,9 +22,9 @@ class Program {
  public:
   // Reads the manifest and loads what it describes. No file is read before what is read of it has been
   // checked against the manifest; weights that go to a GPU are checked on their way there, and before that
-  // the table that says where they are. On a GPU, decode steps are replayed from a CUDA graph if
-  // `cuda_graph`. Errors: kNotFound, kCorrupt, kUnsupported, kOutOfMemory, kIo, kInternal.
-  static Result<std::unique_ptr<Program>> load(const std::string& path, bool cuda_graph);
+  // the table that says where they are. Errors: kNotFound, kCorrupt, kUnsupported, kOutOfMemory, kIo,
+  // kInternal.
+  static Result<std::unique_ptr<Program>> load(const std::string& path, const GpuOptions& options);
   ~Program();
   Program(const Program&) = delete;
   Program& operator=(const Program&) = delete;

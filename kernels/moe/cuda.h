@@ -59,15 +59,23 @@ cudaError_t moe_gate_up_prefill(const bf16* x, const int32_t* order, const int32
 cudaError_t moe_down_prefill(const bf16* act, const int32_t* order, const int32_t* offsets, Int4Experts down,
                              bf16* choices, MoeShape shape, int64_t tokens, cudaStream_t stream);
 
-// Prefill, 3 and 4 with int8 activations (W4A8): each row of x and of act is quantized in groups of 128
-// columns first. scratch: moe_w4a8_scratch bytes, of one at a time.
-cudaError_t moe_gate_up_prefill_w4a8(const bf16* x, const int32_t* order, const int32_t* offsets,
-                                     Int4Experts gate_up, bf16* act, void* scratch, MoeShape shape,
-                                     int64_t tokens, cudaStream_t stream);
-cudaError_t moe_down_prefill_w4a8(const bf16* act, const int32_t* order, const int32_t* offsets,
-                                  Int4Experts down, bf16* choices, void* scratch, MoeShape shape,
-                                  int64_t tokens, cudaStream_t stream);
-size_t moe_w4a8_scratch(MoeShape shape, int64_t tokens);
+// What the routed experts of prefill multiply their int4 weights with. Rows are quantized once, each token's
+// groups of 128 columns on their own.
+enum class ExpertActivations : int {
+  kBfloat16 = 0,
+  kInt8 = 1,
+  kFloat8 = 2,  // e4m3
+};
+
+// Prefill, 3 and 4 with activations of 8 bits, `kind` kInt8 or kFloat8; kFloat8 is for GPUs from sm_89 on,
+// cudaErrorNotSupported elsewhere. scratch: moe_8bit_scratch bytes, of one at a time.
+cudaError_t moe_gate_up_prefill_8bit(ExpertActivations kind, const bf16* x, const int32_t* order,
+                                     const int32_t* offsets, Int4Experts gate_up, bf16* act, void* scratch,
+                                     MoeShape shape, int64_t tokens, cudaStream_t stream);
+cudaError_t moe_down_prefill_8bit(ExpertActivations kind, const bf16* act, const int32_t* order,
+                                  const int32_t* offsets, Int4Experts down, bf16* choices, void* scratch,
+                                  MoeShape shape, int64_t tokens, cudaStream_t stream);
+size_t moe_8bit_scratch(MoeShape shape, int64_t tokens);
 
 // Prefill, 5: y = residual + sum of weights * choices + sigmoid(shared_logit) * shared, the sigmoid rounded
 // to bfloat16.

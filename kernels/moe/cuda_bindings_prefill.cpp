@@ -19,9 +19,13 @@ void bind_moe_prefill(py::module_& m) {
   bind(m, "moe_sort_scratch", &moe_sort_scratch);
   bind(m, "moe_gate_up_prefill", &moe_gate_up_prefill);
   bind(m, "moe_down_prefill", &moe_down_prefill);
-  bind(m, "moe_gate_up_prefill_w4a8", &moe_gate_up_prefill_w4a8);
-  bind(m, "moe_down_prefill_w4a8", &moe_down_prefill_w4a8);
-  bind(m, "moe_w4a8_scratch", &moe_w4a8_scratch);
+  py::enum_<ExpertActivations>(m, "ExpertActivations")
+      .value("BFLOAT16", ExpertActivations::kBfloat16)
+      .value("INT8", ExpertActivations::kInt8)
+      .value("FLOAT8", ExpertActivations::kFloat8);
+  bind(m, "moe_gate_up_prefill_8bit", &moe_gate_up_prefill_8bit);
+  bind(m, "moe_down_prefill_8bit", &moe_down_prefill_8bit);
+  bind(m, "moe_8bit_scratch", &moe_8bit_scratch);
   bind(m, "moe_combine", &moe_combine);
 }
 

@@ -147,11 +147,12 @@ py::list option_list() {
   return list;
 }
 
-EngineOptions engine_options(std::optional<bool> cuda_graph) {
+EngineOptions engine_options(std::optional<bool> cuda_graph, const std::string& expert_activations) {
   EngineOptions options;
   if (cuda_graph) {
     options.cuda_graph = *cuda_graph ? EngineOptions::CudaGraph::kOn : EngineOptions::CudaGraph::kOff;
   }
+  options.expert_activations = unwrap(parse_expert_activations(expert_activations));
   options.on_warning = [](const std::string& message) {
     const py::gil_scoped_acquire gil;
     // Where warnings are errors, the step that warns goes on all the same.
@@ -166,11 +167,12 @@ void bind_engine(py::module_& module) {
   });
 
   py::class_<Engine>(module, "Engine", py::release_gil_before_calling_cpp_dtor())
-      .def(py::init([](const std::string& path, std::optional<bool> cuda_graph) {
-             const EngineOptions options = engine_options(cuda_graph);
+      .def(py::init([](const std::string& path, std::optional<bool> cuda_graph,
+                       const std::string& expert_activations) {
+             const EngineOptions options = engine_options(cuda_graph, expert_activations);
              return unwrap(without_gil([&] { return Engine::load(path, options); }));
            }),
-           py::arg("path"), py::arg("cuda_graph") = py::none())
+           py::arg("path"), py::arg("cuda_graph") = py::none(), py::arg("expert_activations") = "bfloat16")
       .def("generate", &generate_answer, py::arg("prompt"), py::arg("options"), py::arg("on_piece"),
            py::arg("cancel"))
       .def("generate_batch", &generate_answers, py::arg("prompts"), py::arg("options"), py::arg("on_piece"),

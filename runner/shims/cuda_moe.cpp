@@ -1,5 +1,7 @@
 // qwen::moe_block: norm, routed and shared experts, and residual of a layer's second half.
 
+#include <algorithm>
+
 #include "kernels/linear/cuda.h"
 #include "kernels/moe/cuda.h"
 #include "kernels/norm/cuda.h"
@@ -44,7 +46,10 @@ void prefill(const Experts& moe, bf16* y) {
   const Scratch<float> weights(choices);
   const Scratch<int32_t> order(choices);
   const Scratch<int32_t> offsets(shape.experts + 1);
-  const Scratch<std::byte> scratch(static_cast<int64_t>(cuda::moe_sort_scratch(shape, tokens)));
+  const cuda::ExpertActivations kind = cuda_scope().expert_activations;
+  const bool is_8bit = kind != cuda::ExpertActivations::kBfloat16;
+  const Scratch<std::byte> scratch(static_cast<int64_t>(
+      std::max(cuda::moe_sort_scratch(shape, tokens), is_8bit ? cuda::moe_8bit_scratch(shape, tokens) : 0)));
   const Scratch<bf16> act(choices * shape.intermediate);
   const Scratch<bf16> chosen(choices * shape.hidden);
   const Scratch<bf16> shared_act(tokens * shape.shared_intermediate);
@@ -54,8 +59,14 @@ void prefill(const Experts& moe, bf16* y) {
               shape.hidden, shape.experts);
   QWEN_LAUNCH(router_prefill, logits, ids, weights, shape, tokens);
   QWEN_LAUNCH(moe_sort, ids, order, offsets, scratch, shape, tokens);
-  QWEN_LAUNCH(moe_gate_up_prefill, normed, order, offsets, moe.gate_up, act, shape, tokens);
-  QWEN_LAUNCH(moe_down_prefill, act, order, offsets, moe.down, chosen, shape, tokens);
+  if (is_8bit) {
+    QWEN_LAUNCH(moe_gate_up_prefill_8bit, kind, normed, order, offsets, moe.gate_up, act, scratch, shape,
+                tokens);
+    QWEN_LAUNCH(moe_down_prefill_8bit, kind, act, order, offsets, moe.down, chosen, scratch, shape, tokens);
+  } else {
+    QWEN_LAUNCH(moe_gate_up_prefill, normed, order, offsets, moe.gate_up, act, shape, tokens);
+    QWEN_LAUNCH(moe_down_prefill, act, order, offsets, moe.down, chosen, shape, tokens);
+  }
   QWEN_LAUNCH(int4_swiglu_prefill, normed, moe.shared_gate_up, shared_act, tokens);
   QWEN_LAUNCH(int4_linear_prefill, shared_act, moe.shared_down, nullptr, shared, tokens);
   QWEN_LAUNCH(moe_combine, weights, chosen, shared, shared_logit, moe.x, y, shape, tokens);

@@ -7,8 +7,8 @@ thread_local CudaScope* current_scope = nullptr;
 
 }  // namespace
 
-CudaScope::CudaScope(cudaStream_t stream, uint32_t* counters)
-    : stream(stream), counters(counters), previous_(current_scope) {
+CudaScope::CudaScope(cudaStream_t stream, uint32_t* counters, cuda::ExpertActivations expert_activations)
+    : stream(stream), counters(counters), expert_activations(expert_activations), previous_(current_scope) {
   current_scope = this;
 }
 CudaScope::~CudaScope() { current_scope = previous_; }

@@ -9,11 +9,13 @@
 
 #include <cstdint>
 
+#include "kernels/moe/cuda.h"
+
 namespace qwen {
 
 // Not thread-safe: it belongs to the thread that made it, as ArenaScope does, and scopes nest.
 struct CudaScope {
-  CudaScope(cudaStream_t stream, uint32_t* counters);
+  CudaScope(cudaStream_t stream, uint32_t* counters, cuda::ExpertActivations expert_activations);
   ~CudaScope();
   CudaScope(const CudaScope&) = delete;
   CudaScope& operator=(const CudaScope&) = delete;
@@ -22,7 +24,8 @@ struct CudaScope {
   static CudaScope* current();
 
   cudaStream_t stream;
-  uint32_t* counters;  // [qwen::cuda::kCounters] on the device, zero between launches
+  uint32_t* counters;                          // [qwen::cuda::kCounters] on the device, zero between launches
+  cuda::ExpertActivations expert_activations;  // of prefills
 
  private:
   CudaScope* previous_;

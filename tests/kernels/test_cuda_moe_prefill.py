@@ -93,7 +93,7 @@ def run_experts(
     routing: tuple[torch.Tensor, torch.Tensor],
     matrix: cases.Experts,
     width: int,
-    int8: bool,
+    activations: str,
 ) -> torch.Tensor:
     """A launcher of experts, twice with the same result, on `case.tokens * case.top_k` rows of `width`."""
     x, tiles, scales = (gpu.tensor(a) for a in (x, matrix.tiles, matrix.scales))
@@ -104,10 +104,13 @@ def run_experts(
     for _ in range(2):
         y = gpu.poisoned(case.tokens * case.top_k, width, dtype=torch.bfloat16)
         arguments = [gpu.ptr(x), *(gpu.ptr(r) for r in routing), w, gpu.ptr(y)]
-        if int8:
-            scratch = gpu.scratch(gpu.module.moe_w4a8_scratch(shape, case.tokens))
-            arguments.append(gpu.ptr(scratch))
-        getattr(gpu.module, name + ("_w4a8" if int8 else ""))(*arguments, shape, case.tokens, gpu.stream())
+        if activations == "BFLOAT16":
+            getattr(gpu.module, name)(*arguments, shape, case.tokens, gpu.stream())
+        else:
+            kind = getattr(gpu.module.ExpertActivations, activations)
+            scratch = gpu.scratch(gpu.module.moe_8bit_scratch(shape, case.tokens))
+            launcher = getattr(gpu.module, f"{name}_8bit")
+            launcher(kind, *arguments, gpu.ptr(scratch), shape, case.tokens, gpu.stream())
         gpu.synchronize()
         outputs.append(y.cpu())
     assert same_bits(*outputs)
@@ -122,6 +125,7 @@ def product(rows: torch.Tensor, experts: torch.Tensor, matrix: cases.Experts) ->
     return out
 
 
+BOUNDS = {"BFLOAT16": 1e-2, "INT8": 2e-2}
 TILES = [(8, 16), (16, 16), (16, 8), (32, 8), (64, 16), (96, 8), (96, 16)]
 
 
@@ -135,16 +139,16 @@ def test_every_tile_computes_the_same(
     for kernel in kernels:
         m.override_prefill_config(kernel, *config)
     try:
-        test_experts(gpu, generator, case, False)
+        test_experts(gpu, generator, case, "BFLOAT16")
     finally:
         for kernel in kernels:
             m.override_prefill_config(kernel, 0, 0)
 
 
 @pytest.mark.parametrize("case", cases.CORRECTNESS, ids=str)
-@pytest.mark.parametrize("int8", [False, True])
-def test_experts(gpu: Gpu, generator: torch.Generator, case: cases.MoePrefillCase, int8: bool) -> None:
-    bound = 2e-2 if int8 else 1e-2
+@pytest.mark.parametrize("activations", BOUNDS)
+def test_experts(gpu: Gpu, generator: torch.Generator, case: cases.MoePrefillCase, activations: str) -> None:
+    bound = BOUNDS[activations]
     skip_large(gpu, case, cases.EMULATED)
     x = torch.randn(case.tokens, case.hidden, generator=generator).bfloat16()
     ids, _ = cases.choose(case, generator)
@@ -153,14 +157,14 @@ def test_experts(gpu: Gpu, generator: torch.Generator, case: cases.MoePrefillCas
 
     gate_up = cases.experts(case, 2 * case.intermediate, case.hidden, True, generator)
     gate, up = product(x[order // case.top_k], ids.flatten()[order], gate_up).chunk(2, dim=-1)
-    act = run_experts(gpu, "moe_gate_up_prefill", case, x, routing, gate_up, case.intermediate, int8)
+    act = run_experts(gpu, "moe_gate_up_prefill", case, x, routing, gate_up, case.intermediate, activations)
     assert relative_error(act, functional.silu(gate) * up) < bound
 
     down = cases.experts(case, case.hidden, case.intermediate, False, generator)
     sorted_choices = product(act, ids.flatten()[order], down)
     expected = torch.empty_like(sorted_choices)
     expected[order] = sorted_choices
-    actual = run_experts(gpu, "moe_down_prefill", case, act, routing, down, case.hidden, int8)
+    actual = run_experts(gpu, "moe_down_prefill", case, act, routing, down, case.hidden, activations)
     assert relative_error(actual, expected) < bound
 
 

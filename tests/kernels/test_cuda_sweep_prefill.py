@@ -280,13 +280,15 @@ def test_experts(gpu: Gpu, group: int, matrix: str) -> None:
                 else:
                     expected = torch.empty(choices, hidden, device=gpu.device)
                     expected[expected_order] = _products(x, begins, w)
-                scratch = gpu.scratch(m.moe_w4a8_scratch(shape, tokens))
+                scratch = gpu.scratch(m.moe_8bit_scratch(shape, tokens))
                 inputs = (x, order, offsets, w.struct)
                 output = Out(tuple(expected.shape))
                 (y,) = sweep.run(getattr(m, name), *inputs, output, shape, tokens)
                 sweep.compare(name, case, y, expected)
-                (y,) = sweep.run(getattr(m, f"{name}_w4a8"), *inputs, output, scratch, shape, tokens)
-                sweep.compare(f"{name}_w4a8", case, y, expected, W4A8_BOUND)
+                launcher = getattr(m, f"{name}_8bit")
+                kind = m.ExpertActivations.INT8
+                (y,) = sweep.run(launcher, kind, *inputs, output, scratch, shape, tokens)
+                sweep.compare(f"{name}_8bit", case, y, expected, W4A8_BOUND)
         del w
     sweep.report()
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 SMALLEST = "smallest"  # of random_checkpoints.SPECS
+GREEDY_OPTIONS = {"temperature": 0.0, "ignore_eos": True, "max_new_tokens": 20}
 
 _PRELUDE = """
 import json, sys, warnings

@@ -53,7 +53,7 @@ class CudaSortTest : public testing::Test {
     std::copy(strides.begin(), strides.end(), tensor->strides.begin());
     arena_->begin_run();
     const ArenaScope memory_scope(arena_.get());
-    const CudaScope scope(device_->stream(), device_->counters());
+    const CudaScope scope(device_->stream(), device_->counters(), cuda::ExpertActivations::kBfloat16);
     AtenTensorHandle values = nullptr;
     AtenTensorHandle indices = nullptr;
     code_ = qwen_aoti_torch_cuda_sort_stable(tensor->handle(), nullptr, dim, descending, &values, &indices);

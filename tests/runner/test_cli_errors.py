@@ -53,6 +53,9 @@ USAGE_ERRORS = {
     "empty stop": (("--prompt", "a", "--stop", ""), "stop", "not empty"),
     "logprobs as text": (("--program", "x", "--prompt", "a", "--logprobs"), "--logprobs", "--json"),
     "bad cuda_graph": (("--prompt", "a", "--cuda_graph=maybe"), "--cuda_graph", "maybe"),
+    "bad expert_activations": (
+        ("--prompt", "a", "--expert_activations=int4"), "--expert_activations", "int4", "float8"
+    ),
     "inspect nothing": (("inspect",), "--program", "qwen_runner.export"),
     "inspect unknown flag": (("inspect", "x", "--jsn"), "--jsn", "--json?"),
     "inspect stray word": (("inspect", "x", "y"), '"y"', "inspect --help"),

@@ -114,9 +114,16 @@ def test_defaults_are_the_programs_and_a_flag_wins(demo_program: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("flag", "warns"), [("--cuda_graph", True), ("--cuda-graph=on", True), ("--cuda_graph=off", False)]
+    ("flag", "warns"),
+    [
+        ("--cuda_graph", True),
+        ("--cuda-graph=on", True),
+        ("--cuda_graph=off", False),
+        ("--expert_activations=int8", True),
+        ("--expert-activations=bfloat16", False),
+    ],
 )
-def test_cuda_graph_on_a_cpu_program_is_a_warning(
+def test_what_a_gpu_alone_has_is_a_warning_on_a_cpu_program(
     demo_program: Path, greedy: Any, flag: str, warns: bool
 ) -> None:
     flags = ("--program", demo_program, "--prompt", PROMPT, *GREEDY, "--max_new_tokens", "48", flag)
@@ -125,5 +132,6 @@ def test_cuda_graph_on_a_cpu_program_is_a_warning(
     assert result.stdout.decode() == greedy["text"]
     lines = result.stderr.decode().splitlines()
     assert len(lines) == 1 + warns
-    assert lines[0].startswith("warning: --cuda_graph") == warns
+    option = flag.partition("=")[0].replace("-", "_").replace("__", "--", 1)
+    assert lines[0].startswith(f"warning: {option} has no effect") == warns
     assert run(*flags, "--quiet").stderr == b""

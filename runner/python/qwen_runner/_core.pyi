@@ -11,7 +11,9 @@ class Cancel:
     def set(self) -> None: ...
 
 class Engine:
-    def __init__(self, path: str, cuda_graph: bool | None = None) -> None: ...
+    def __init__(
+        self, path: str, cuda_graph: bool | None = None, expert_activations: str = "bfloat16"
+    ) -> None: ...
     def generate(
         self,
         prompt: list[int],

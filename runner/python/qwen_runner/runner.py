@@ -12,13 +12,14 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, Unpack, cast
+from typing import Any, Literal, Self, Unpack, cast
 
 from . import _core
 from .chat_jinja import ChatTemplate
 from .generation import FinishReason, GenerateOptions, Generation, Timings, token_ids
 
 Prompt = str | bytes | Sequence[int]
+ExpertActivations = Literal["bfloat16", "int8", "float8"]
 
 
 def generate(
@@ -26,17 +27,20 @@ def generate(
     prompt: Prompt,
     *,
     cuda_graph: bool | None = None,
+    expert_activations: ExpertActivations | None = None,
     **options: Unpack[GenerateOptions],
 ) -> Generation:
     """Answers one prompt. `program` is an exported program's folder, loaded for this call, or a `Runner`.
 
-    Options and errors are those of `Runner.generate`; `cuda_graph` is `Runner`'s, not for one that is loaded.
+    Options and errors are those of `Runner.generate`; `cuda_graph` and `expert_activations` are `Runner`'s, not
+    for one that is loaded.
     """
     if isinstance(program, Runner):
-        if cuda_graph is not None:
-            raise TypeError("cuda_graph is an option of loading a program: give it to Runner()")
+        for name, value in (("cuda_graph", cuda_graph), ("expert_activations", expert_activations)):
+            if value is not None:
+                raise TypeError(f"{name} is an option of loading a program: give it to Runner()")
         return program.generate(prompt, **options)
-    with Runner(program, cuda_graph=cuda_graph) as runner:
+    with Runner(program, cuda_graph=cuda_graph, expert_activations=expert_activations) as runner:
         return runner.generate(prompt, **options)
 
 
@@ -47,17 +51,28 @@ class Runner:
     turns, a token at a time; `generate_batch` computes several in one step.
 
     On a GPU, decoding is replayed from a CUDA graph unless `cuda_graph` is False, which is slower and gives
-    the same tokens. `cuda_graph=True` warns where there is none: on a cpu program.
+    the same tokens. `expert_activations` is what prefill there rounds the routed experts' inputs to: "bfloat16",
+    unless it is "int8" or "float8", which are faster and less exact. `cuda_graph=True` and another type than
+    bfloat16 warn on a cpu program, where they do nothing.
 
     Raises FileNotFoundError where the folder or a file is missing, RuntimeError where the program is damaged
     or made for another target, MemoryError, OSError.
     """
 
-    def __init__(self, program: str | PathLike[str], *, cuda_graph: bool | None = None) -> None:
+    def __init__(
+        self,
+        program: str | PathLike[str],
+        *,
+        cuda_graph: bool | None = None,
+        expert_activations: ExpertActivations | None = None,
+    ) -> None:
         self._path = Path(program).absolute()  # the chat template is read later
-        self._engine: _core.Engine | None = _core.Engine(str(self._path), cuda_graph)
-        if cuda_graph and self._engine.device == "cpu":
-            warnings.warn("cuda_graph has no effect on a cpu program", RuntimeWarning, stacklevel=2)
+        activations = expert_activations or "bfloat16"
+        self._engine: _core.Engine | None = _core.Engine(str(self._path), cuda_graph, activations)
+        if self._engine.device == "cpu":
+            for name, given in (("cuda_graph", cuda_graph), ("expert_activations", activations != "bfloat16")):
+                if given:
+                    warnings.warn(f"{name} has no effect on a cpu program", RuntimeWarning, stacklevel=2)
         self._lock = threading.Lock()
         self._running: set[_core.Cancel] = set()
         self._template: ChatTemplate | None = None

@@ -263,21 +263,23 @@ cudaError_t experts(const bf16* x, int64_t rows, const int32_t* order, const int
 
 }  // namespace
 
-cudaError_t moe_gate_up_prefill_w4a8(const bf16* x, const int32_t* order, const int32_t* offsets,
-                                     Int4Experts gate_up, bf16* act, void* scratch, MoeShape shape,
-                                     int64_t tokens, cudaStream_t stream) {
+cudaError_t moe_gate_up_prefill_8bit(ExpertActivations kind, const bf16* x, const int32_t* order,
+                                     const int32_t* offsets, Int4Experts gate_up, bf16* act, void* scratch,
+                                     MoeShape shape, int64_t tokens, cudaStream_t stream) {
+  if (kind != ExpertActivations::kInt8) return cudaErrorNotSupported;
   return experts<Output::kSwiglu, Rows::kGathered>(x, tokens, order, offsets, gate_up, act, scratch, shape,
                                                    tokens, stream);
 }
 
-cudaError_t moe_down_prefill_w4a8(const bf16* act, const int32_t* order, const int32_t* offsets,
-                                  Int4Experts down, bf16* choices, void* scratch, MoeShape shape,
-                                  int64_t tokens, cudaStream_t stream) {
+cudaError_t moe_down_prefill_8bit(ExpertActivations kind, const bf16* act, const int32_t* order,
+                                  const int32_t* offsets, Int4Experts down, bf16* choices, void* scratch,
+                                  MoeShape shape, int64_t tokens, cudaStream_t stream) {
+  if (kind != ExpertActivations::kInt8) return cudaErrorNotSupported;
   return experts<Output::kPlain, Rows::kScattered>(act, tokens * shape.top_k, order, offsets, down, choices,
                                                    scratch, shape, tokens, stream);
 }
 
-size_t moe_w4a8_scratch(MoeShape shape, int64_t tokens) {
+size_t moe_8bit_scratch(MoeShape shape, int64_t tokens) {
   return std::max(int8_rows_bytes(tokens, shape.hidden),
                   int8_rows_bytes(tokens * shape.top_k, shape.intermediate));
 }
