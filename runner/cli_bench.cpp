@@ -33,7 +33,7 @@ struct Samples {
   const char* name;  // of the field of Timings and in the JSON
   const char* label;
   const char* unit;
-  double Timings::*field;
+  double Timings::* field;
   bool in_sum = false;  // over the answers of a batch; else their mean
   std::vector<double> values = {};
 

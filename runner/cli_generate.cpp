@@ -20,7 +20,7 @@ CancelFlag interrupted = false;
 static_assert(CancelFlag::is_always_lock_free, "a signal handler sets it");
 
 void cancel_on_interrupt() {
-  struct sigaction action {};
+  struct sigaction action{};
   action.sa_handler = [](int) { interrupted = true; };
   action.sa_flags = static_cast<int>(SA_RESETHAND | SA_RESTART);
   sigaction(SIGINT, &action, nullptr);

@@ -4,6 +4,7 @@
 #include <executorch/runtime/core/tensor_layout.h>
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -92,22 +93,48 @@ Status ConstantStore::write_state(const std::string& name, int64_t index, std::s
     return Error{ErrorCode::kInvalidArgument, "the state " + name + " has " + std::to_string(where.size()) +
                                                   " bytes a slot, not " + std::to_string(bytes.size())};
   }
+  will_write(index, std::numeric_limits<int64_t>::max());  // any position
   return device_.copy_from_host(where.data(), bytes.data(), bytes.size());
 }
 
-Status ConstantStore::zero_slot(int64_t index) {
-  for (const auto& [name, tensor] : states_) {
-    const auto bytes = slot(*tensor, index);
-    QWEN_RETURN_IF_ERROR(device_.zero(bytes.data(), bytes.size()));
+void ConstantStore::will_write(int64_t slot, int64_t end) {
+  int64_t& written = written_[slot];
+  written = std::max(written, end);
+}
+
+void ConstantStore::append_runs(const std::string& name, const Tensor& state, int64_t to, const int64_t* from,
+                                int64_t positions, std::vector<DeviceRun>& runs) {
+  const auto target = slot(state, to);
+  const std::byte* const source = from == nullptr ? nullptr : slot(state, *from).data();
+  const bool is_cache = state.dim == 4 && (name.ends_with("key_cache") || name.ends_with("value_cache"));
+  const auto pieces = static_cast<size_t>(is_cache ? state.sizes[1] : 1);
+  const size_t pitch = target.size() / pieces;
+  const size_t bytes = is_cache ? pitch / static_cast<size_t>(state.sizes[2]) *
+                                      static_cast<size_t>(std::min(positions, state.sizes[2]))
+                                : pitch;
+  for (size_t piece = 0; piece < pieces && bytes > 0; ++piece) {
+    runs.push_back(
+        {target.data() + piece * pitch, source == nullptr ? nullptr : source + piece * pitch, bytes});
   }
+}
+
+Status ConstantStore::zero_slot(int64_t index) {
+  std::vector<DeviceRun> runs;
+  for (const auto& [name, tensor] : states_) {
+    append_runs(name, *tensor, index, nullptr, written_[index], runs);
+  }
+  QWEN_RETURN_IF_ERROR(device_.write(runs));
+  written_[index] = 0;
   return ok_status();
 }
 
 Status ConstantStore::copy_slot(int64_t from, int64_t to) {
-  for (const auto& [name, tensor] : states_) {
-    const auto source = slot(*tensor, from);
-    QWEN_RETURN_IF_ERROR(device_.copy(slot(*tensor, to).data(), source.data(), source.size()));
-  }
+  // As far as either was written: what `to` had beyond is zeros again.
+  will_write(to, written_[from]);
+  std::vector<DeviceRun> runs;
+  for (const auto& [name, tensor] : states_) append_runs(name, *tensor, to, &from, written_[to], runs);
+  QWEN_RETURN_IF_ERROR(device_.write(runs));
+  written_[to] = written_[from];
   return ok_status();
 }
 

@@ -3,6 +3,9 @@
 // Where the device is the host, weights are views of the mapped .ptd and are never copied; on a GPU the file
 // lies once in its memory. State is allocated once, zero-filled, with a leading slot dimension. Every
 // compiled method binds to these same tensors. Addresses never change. Not thread-safe.
+//
+// The states whose names end with key_cache or value_cache are [S, H, L, D]: a step writes the positions of
+// its tokens alone, along L. Those after the last that was written are zeros, and need not be zeroed.
 #pragma once
 
 #include <cstddef>
@@ -57,7 +60,9 @@ class ConstantStore {
   Result<std::vector<std::byte>> read_state(const std::string& name, int64_t slot);
   // Overwrites them. Errors: kNotFound, kInvalidArgument (another size).
   Status write_state(const std::string& name, int64_t slot, std::span<const std::byte> bytes);
-  // Zero-fills `slot` in every state tensor; by memset, so that nothing of what was there survives, NaN
+  // Says that a step is going to write positions of `slot` before `end`.
+  void will_write(int64_t slot, int64_t end);
+  // Zero-fills `slot` in every state tensor; written over, so that nothing of what was there survives, NaN
   // included.
   Status zero_slot(int64_t slot);
   // Copies slot `from` of every state tensor over slot `to`.
@@ -69,6 +74,9 @@ class ConstantStore {
  private:
   static std::span<std::byte> slot(const Tensor& state, int64_t slot);
   Result<std::span<std::byte>> find_slot(const std::string& name, int64_t slot) const;
+  // Appends where the first `positions` of a slot are: of a cache a run for each head, else the whole slot.
+  static void append_runs(const std::string& name, const Tensor& state, int64_t to, const int64_t* from,
+                          int64_t positions, std::vector<DeviceRun>& runs);
 
   Device& device_;
   const std::byte* file_ = nullptr;  // where the weights file is mapped, if it was copied
@@ -76,6 +84,7 @@ class ConstantStore {
   std::vector<DeviceBuffer> memory_of_states_;
   std::map<std::string, std::unique_ptr<Tensor>> weights_;
   std::map<std::string, std::unique_ptr<Tensor>> states_;
+  std::map<int64_t, int64_t> written_;  // by slot: positions that may not be zeros
   uint64_t weight_bytes_ = 0;
   uint64_t state_bytes_ = 0;
 };

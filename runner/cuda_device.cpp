@@ -1,12 +1,15 @@
 #include "cuda_device.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <sstream>
 #include <utility>
+#include <vector>
 
 #include "cuda_error.h"
 #include "kernels/cuda/types.h"
+#include "kernels/state/cuda.h"
 
 #ifndef QWEN_CUDA_ARCHITECTURES
 #error "define QWEN_CUDA_ARCHITECTURES: what the kernels are compiled for"
@@ -177,9 +180,16 @@ Status CudaDevice::zero(void* data, size_t bytes) {
   return ok_status();
 }
 
-Status CudaDevice::copy(void* to, const void* from, size_t bytes) {
+Status CudaDevice::write(std::span<const DeviceRun> runs) {
   const CurrentDevice current;
-  QWEN_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_));
+  std::vector<cuda::Run> batch;
+  while (!runs.empty()) {
+    const auto part = runs.first(std::min<size_t>(runs.size(), cuda::kMaxRuns));
+    batch.clear();
+    for (const DeviceRun& run : part) batch.push_back({run.to, run.from, run.bytes});
+    QWEN_CUDA_CHECK(cuda::write_runs(batch.data(), static_cast<int>(batch.size()), stream_));
+    runs = runs.subspan(part.size());
+  }
   return ok_status();
 }
 

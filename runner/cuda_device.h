@@ -39,7 +39,7 @@ class CudaDevice final : public Device {
   Result<void*> allocate_zeroed(size_t bytes, const char* what) override;
   void release(void* data, size_t bytes) override;
   Status zero(void* data, size_t bytes) override;
-  Status copy(void* to, const void* from, size_t bytes) override;
+  Status write(std::span<const DeviceRun> runs) override;
   Status copy_from_host(void* to, const void* from, size_t bytes) override;
   Status copy_to_host(void* to, const void* from, size_t bytes) override;
   DeviceMemoryUsage memory() const override;

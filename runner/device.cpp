@@ -38,12 +38,23 @@ class HostDevice final : public Device {
     std::memset(data, 0, bytes);
     return ok_status();
   }
-  Status copy(void* to, const void* from, size_t bytes) override {
+  Status write(std::span<const DeviceRun> runs) override {
+    for (const DeviceRun& run : runs) {
+      if (run.from == nullptr) {
+        std::memset(run.to, 0, run.bytes);
+      } else {
+        std::memcpy(run.to, run.from, run.bytes);
+      }
+    }
+    return ok_status();
+  }
+  Status copy_from_host(void* to, const void* from, size_t bytes) override {
     std::memcpy(to, from, bytes);
     return ok_status();
   }
-  Status copy_from_host(void* to, const void* from, size_t bytes) override { return copy(to, from, bytes); }
-  Status copy_to_host(void* to, const void* from, size_t bytes) override { return copy(to, from, bytes); }
+  Status copy_to_host(void* to, const void* from, size_t bytes) override {
+    return copy_from_host(to, from, bytes);
+  }
 
   DeviceMemoryUsage memory() const override { return {.allocated_bytes = allocated_}; }
 

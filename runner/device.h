@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "result.h"
@@ -18,6 +19,13 @@ struct DeviceMemoryUsage {
   uint64_t allocated_bytes = 0;  // by this device object
   uint64_t used_bytes = 0;       // of a GPU, by whomever
   uint64_t total_bytes = 0;      // of a GPU
+};
+
+// Bytes of device memory to write: copies of those at `from`, or zeros where that is null.
+struct DeviceRun {
+  std::byte* to;
+  const std::byte* from;
+  size_t bytes;
 };
 
 class Device {
@@ -37,8 +45,8 @@ class Device {
   virtual void release(void* data, size_t bytes) = 0;
 
   virtual Status zero(void* data, size_t bytes) = 0;
-  virtual Status copy(void* to, const void* from,
-                      size_t bytes) = 0;  // within the device; no overlap
+  // All of them, in no order, at the cost of a few; none overlaps another's `to`.
+  virtual Status write(std::span<const DeviceRun> runs) = 0;
   // `from` may be changed when it returns; `to` is complete when it returns.
   virtual Status copy_from_host(void* to, const void* from, size_t bytes) = 0;
   virtual Status copy_to_host(void* to, const void* from, size_t bytes) = 0;

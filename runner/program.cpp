@@ -288,7 +288,14 @@ ConstantStore& Program::constants() { return impl_->context.constants; }
 const std::vector<BoundConstant>& Program::bound_constants() const { return impl_->context.bound; }
 const Device& Program::device() const { return *impl_->device; }
 
-Result<std::vector<int64_t>> Program::run(std::span<const Step> steps) { return impl_->steps->run(steps); }
+Result<std::vector<int64_t>> Program::run(std::span<const Step> steps) {
+  for (const Step& step : steps) {
+    const auto count = static_cast<int64_t>(step.tokens.size()) + (step.ahead ? 1 : 0);
+    impl_->context.constants.will_write(step.slot, step.position + count);
+  }
+  return impl_->steps->run(steps);
+}
+
 int64_t Program::graph_nodes() const { return impl_->steps->graph_nodes(); }
 
 std::vector<std::string> Program::take_warnings() {

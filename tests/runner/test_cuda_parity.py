@@ -3,8 +3,8 @@
 The oracle is float32 with the program's dequantized weights. bfloat16 arithmetic turns choices that are
 nearly tied, of a token or of an expert, and what comes after a turned expert is another sum: Hugging Face's
 own model in bfloat16 differs from the oracle by 1 to 10 % in the median, and wholly at single positions. It
-says what error is bfloat16's own. After one prompt alone that error is half or twice as large as after another,
-theirs as ours, so a checkpoint is judged by the positions of several together.
+says what error is bfloat16's own. After one prompt alone that error is half or twice as large as after
+another, theirs as ours, so a checkpoint is judged by the positions of several together.
 """
 
 import copy
@@ -147,7 +147,7 @@ def assert_nearly_tied(
 def assert_agrees(
     gpu: Gpu, oracle: Oracle, program: Path, prompts: list[list[int]], logits_file: Path
 ) -> None:
-    """Every answer's greedy tokens are the oracle's, up to the first near tie; logits err as bfloat16 does."""
+    """Answers are the oracle's greedy tokens up to the first near tie; logits err as bfloat16 does."""
     answers = gpu.run(program, GREEDY_LOGITS, prompts, NEW_TOKENS, str(logits_file))
     logits = torch.from_numpy(np.load(logits_file)).unflatten(0, (len(prompts), NEW_TOKENS))
     # The oracle reads the program's own tokens, so that every step has the same past.

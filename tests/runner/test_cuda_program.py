@@ -22,6 +22,30 @@ def test_a_graph_gives_the_tokens_that_plain_launches_give(
     assert (replayed, nodes > 0, none) == (launched, True, 0)
 
 
+def test_reset_and_fork_leave_nothing_of_what_a_slot_had(gpu: Gpu, program: Path) -> None:
+    script = """
+engine = core.Engine(program)
+names = sorted({name for _, name, _, _, is_state in engine.bound_constants() if is_state})
+tokens = arguments[0]
+session = engine.open_session()
+lost, left, differing = [], [], []
+for length in (5, 40):
+    continued(engine, session, session.run(engine, tokens[:length], GREEDY), 3)
+    session.decode(engine, 1, GREEDY, True)  # and one that runs ahead
+    lost += [name for name in names if not session.state(name).any()]
+    session.reset()
+    left += [name for name in names if session.state(name).any()]
+longer = engine.open_session()
+longer.run(engine, tokens, GREEDY)
+del longer
+session.run(engine, tokens[:12], GREEDY)
+fork = session.fork()
+differing = [name for name in names if not np.array_equal(fork.state(name), session.state(name))]
+show([lost, left, differing])
+"""
+    assert gpu.run(program, script, prompt(60)) == [[], [], []]
+
+
 def test_an_answer_ends_at_the_end_of_its_slot(gpu: Gpu, program: Path) -> None:
     tokens, reason, _ = generate(gpu, program, prompt(120), max_new_tokens=100)
     assert (len(tokens), reason) == (9, "length")

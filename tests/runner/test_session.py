@@ -100,6 +100,26 @@ def test_reset_after_nan_gives_a_clean_run(engine: _core.Engine) -> None:
     assert answer(engine, session, prompt(30), 20) == clean
 
 
+def test_reset_leaves_nothing_of_what_steps_wrote(engine: _core.Engine) -> None:
+    session = engine.open_session()
+    for length in (3, 40, MAX_SEQ_LEN):
+        answer(engine, session, prompt(length), 1)
+        assert all(session.state(name).any() for name in state_names(engine))
+        session.reset()
+        for name in state_names(engine):
+            assert not session.state(name).any(), name
+
+
+def test_a_fork_leaves_nothing_of_its_slot_s_last_session(engine: _core.Engine) -> None:
+    session, longer = engine.open_session(), engine.open_session()
+    answer(engine, longer, prompt(60), 1)
+    del longer
+    session.run(engine, prompt(7), GREEDY)
+    fork = session.fork()
+    for name in state_names(engine):
+        assert np.array_equal(fork.state(name), session.state(name)), name
+
+
 def test_a_new_session_sees_nothing_of_the_slot_s_last_one(engine: _core.Engine) -> None:
     session = engine.open_session()
     slot = session.slot
