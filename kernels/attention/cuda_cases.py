@@ -55,6 +55,14 @@ LONG_DECODE = [
 ]
 PREFILL = [(2, 0), (2, 37), (15, 37), (63, 0), (65, 37), (130, 0), (130, 37)]  # tokens, position
 FULL_PREFILL = [(500, 0), (1000, 63), (1642, 0), (2048, 2048)]
+# Few tokens after many: the context is cut.
+CONTINUED_PREFILL = [
+    (FULL, 2, 3001),
+    (FULL, 33, 700),
+    (FULL, 300, 1900),
+    (Heads(12, 1, 128, 32), 40, 1500),
+    (Heads(4, 2, 64, 16), 130, 1000),
+]
 
 
 @dataclass

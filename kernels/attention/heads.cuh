@@ -130,7 +130,7 @@ struct LaneRotation {
   float sine[8];
   int partner;  // lane
 
-  __device__ __forceinline__ static bool fits(const AttentionShape& shape) {
+  __host__ __device__ __forceinline__ static bool fits(const AttentionShape& shape) {
     return shape.rotary_dim % 16 == 0;
   }
   __device__ __forceinline__ LaneRotation(const float2* rotation, const AttentionShape& shape, int lane) {

@@ -1,57 +1,85 @@
-// Prefill: one kernel norms and rotates the heads and fills the cache, one attends (prefill_attend.cuh).
+// Prefill: one kernel norms and rotates the heads and fills the cache, one attends (prefill_pipeline.cuh on
+// Hopper, prefill_attend.cuh elsewhere).
 #include "kernels/attention/prefill_attend.cuh"
+
+#ifndef QWEN_CUDA_EMULATION
+#include "kernels/attention/prefill_pipeline_launch.cuh"
+#endif
 
 namespace qwen::cuda {
 namespace {
 
-constexpr int kPrepareThreads = 256;
+constexpr int kPrepareWarps = 4;
+// Normed by a warp: of 16 query and 2 key heads, four warps have no more each.
+constexpr int kHeadsAtOnce = 5;
 
-// One block a token. rotated [T, Hq, Dh].
-__global__ void __launch_bounds__(kPrepareThreads)
+// One block a token. rotated [T, Hq, Dh]. kInLanes: LaneRotation fits.
+template <bool kInLanes>
+__global__ void __launch_bounds__(32 * kPrepareWarps, 6)
     prepare_heads(const bf16* qkv, const bf16* q_norm, const bf16* k_norm, bf16* key_cache, bf16* value_cache,
                   const int64_t* position, const int64_t* slot, bf16* rotated, AttentionShape shape,
                   Frequencies frequencies) {
-  constexpr int kWarps = kPrepareThreads / 32;
   __shared__ float2 rotation[kMaxRotaryPairs];
-  __shared__ __align__(16) bf16 rows[kWarps][kMaxHeadDim];
+  __shared__ __align__(16) bf16 rows[kPrepareWarps][kInLanes ? 8 : kMaxHeadDim];
   const int thread = static_cast<int>(threadIdx.x);
   const int lane = thread % 32;
   const int warp = thread / 32;
   const int dim = shape.head_dim;
+  const bool in_row = 8 * lane < dim;
+  const int end = shape.query_heads + shape.key_heads;
   const uint4 query_weight = load_head(q_norm, dim, lane);
   const uint4 key_weight = load_head(k_norm, dim, lane);
-  bf16* row = rows[warp];
 
   wait_for_previous_kernel();
   let_next_kernel_start();
   const auto token = static_cast<int64_t>(blockIdx.x);
   const int64_t place = position[0] + token;
-  const int64_t first_cache_row = slot[0] * shape.key_heads * shape.cache_length + place;
-  const bf16* from = qkv + token * shape.row_size();
-  const bf16* keys = from + 2 * shape.query_size();
-  compute_rotation(rotation, frequencies, shape.rotary_dim, place, thread, kPrepareThreads);
+  compute_rotation(rotation, frequencies, shape.rotary_dim, place, thread, 32 * kPrepareWarps);
+  const bf16* const from = qkv + token * shape.row_size() + 8 * lane;
+  const auto load = [&](uint4(&x)[kHeadsAtOnce], int first) {
+#pragma unroll
+    for (int h = 0; h < kHeadsAtOnce; ++h) {
+      const int head = first + h * kPrepareWarps;
+      x[h] = {0, 0, 0, 0};
+      if (head < end && in_row) x[h] = load_16(from + (head + min(head, shape.query_heads)) * dim);
+    }
+  };
+  uint4 x[kHeadsAtOnce];
+  load(x, warp);
+  const int64_t in_cache = (slot[0] * shape.key_heads * shape.cache_length + place) * dim + 8 * lane;
+  const int64_t next_head = static_cast<int64_t>(shape.cache_length) * dim;
+  // The last warps have fewest heads to norm.
+  for (int head = kPrepareWarps - 1 - warp; head < shape.key_heads; head += kPrepareWarps) {
+    if (in_row) {
+      store_16(value_cache + in_cache + head * next_head,
+               load_16(from + (2 * shape.query_heads + shape.key_heads + head) * dim));
+    }
+  }
   __syncthreads();
+  const LaneRotation in_lanes(rotation, shape, kInLanes ? lane : 31);
 
-  const int heads = shape.query_heads + shape.key_heads;
-  for (int head = warp; head < heads + shape.key_heads; head += kWarps) {
-    const int key_head = (head - shape.query_heads) % shape.key_heads;
-    const int64_t in_cache =
-        (first_cache_row + static_cast<int64_t>(key_head) * shape.cache_length) * dim + 8 * lane;
-    if (head >= heads) {
-      if (8 * lane < dim)
-        store_16(value_cache + in_cache, load_head(keys + shape.key_size() + key_head * dim, dim, lane));
-      continue;
+  for (int first = warp; first < end; first += kHeadsAtOnce * kPrepareWarps) {
+    if (first != warp) load(x, first);
+#pragma unroll
+    for (int h = 0; h < kHeadsAtOnce; ++h) {
+      const int head = first + h * kPrepareWarps;
+      if (head >= end) continue;
+      const bool is_query = head < shape.query_heads;
+      uint4 v[1] = {x[h]};
+      const uint4 weight[1] = {is_query ? query_weight : key_weight};
+      if constexpr (kInLanes) {
+        in_lanes.norm_and_rotate<1>(v, weight, shape);
+      } else {
+        norm_and_rotate(rows[warp], x[h], weight[0], rotation, shape, lane);
+        __syncwarp();
+        if (in_row) v[0] = load_16(rows[warp] + 8 * lane);
+        __syncwarp();
+      }
+      if (!in_row) continue;
+      store_16(is_query ? rotated + (token * shape.query_heads + head) * dim + 8 * lane
+                        : key_cache + in_cache + (head - shape.query_heads) * next_head,
+               v[0]);
     }
-    const bool is_query = head < shape.query_heads;
-    const uint4 x = load_head(is_query ? from + 2 * head * dim : keys + key_head * dim, dim, lane);
-    norm_and_rotate(row, x, is_query ? query_weight : key_weight, rotation, shape, lane);
-    __syncwarp();
-    if (8 * lane < dim) {
-      bf16* to =
-          is_query ? rotated + (token * shape.query_heads + head) * dim + 8 * lane : key_cache + in_cache;
-      store_16(to, load_16(row + 8 * lane));
-    }
-    __syncwarp();
   }
 }
 
@@ -71,6 +99,12 @@ cudaError_t launch_attend(const Arguments& arguments, int64_t rows, cudaStream_t
 // Eight warps a block where that fits, and makes blocks enough for the machine.
 template <int kDim>
 cudaError_t launch_attend(const Arguments& arguments, cudaStream_t stream) {
+#ifndef QWEN_CUDA_EMULATION
+  using prefill_attention::Pipeline;
+  if (prefill_attention::is_pipelined<Pipeline<kDim>>()) {
+    return prefill_attention::launch_pipelined<Pipeline<kDim>>(arguments, stream);
+  }
+#endif
   using Wide = Shape<kDim, 8>;
   const AttentionShape& shape = arguments.shape;
   const int64_t rows = int64_t{arguments.tokens} * (shape.query_heads / shape.key_heads);
@@ -88,9 +122,10 @@ cudaError_t attention_prefill(const bf16* qkv, const bf16* q_norm, const bf16* k
                               bf16* out, AttentionShape shape, int64_t tokens, cudaStream_t stream) {
   if (!is_valid(shape) || tokens < 1) return cudaErrorInvalidValue;
   auto* rotated = static_cast<bf16*>(scratch);
-  QWEN_RETURN_IF_CUDA_ERROR(
-      launch(prepare_heads, {dim3(static_cast<unsigned>(tokens)), dim3(kPrepareThreads)}, stream, qkv, q_norm,
-             k_norm, key_cache, value_cache, position, slot, rotated, shape, rotary_frequencies(shape)));
+  QWEN_RETURN_IF_CUDA_ERROR(launch(LaneRotation::fits(shape) ? prepare_heads<true> : prepare_heads<false>,
+                                   {dim3(static_cast<unsigned>(tokens)), dim3(32 * kPrepareWarps)}, stream,
+                                   qkv, q_norm, k_norm, key_cache, value_cache, position, slot, rotated,
+                                   shape, rotary_frequencies(shape)));
   const Arguments arguments = {
       qkv, rotated, key_cache, value_cache, position, slot, out, shape, static_cast<int>(tokens)};
   if (shape.head_dim <= 64) return launch_attend<64>(arguments, stream);

@@ -1,30 +1,13 @@
-// Prefill's attention: tile by tile with an online softmax on tensor cores (sm_90a: wgmma; elsewhere, and in
-// emulation: mma.sync). The rows of a tile are pairs (token, query head of one key head), token by token: the
-// heads of a key head share what is read of the cache, and few tokens still fill a tile.
+// Prefill's attention where there are no warpgroup products (prefill_pipeline.cuh has them): tile by tile
+// with an online softmax on tensor cores.
 #pragma once
 
-#include "kernels/attention/heads.cuh"
+#include "kernels/attention/prefill_rows.cuh"
 #include "kernels/linear/warpgroup.cuh"
 
 namespace qwen::cuda::prefill_attention {
 
 inline constexpr int kKeys = 64;
-
-// A tile [kRows, kDim] in shared memory as warpgroup products take it: [kDim / 64][kRows][64], a row's
-// 16-byte chunks permuted so that eight rows of one column lie in different banks.
-template <int kDim, int kRows>
-struct Tile {
-  static constexpr int kChunks = kDim / 8;
-  static constexpr int kSize = kRows * kDim;
-  static constexpr int kBlock = kRows * 64;  // of 64 columns
-  __device__ __forceinline__ static int offset(int row, int chunk) {
-    return chunk / 8 * kBlock + row * 64 + (chunk % 8 ^ (row & 7)) * 8;
-  }
-  // Of 2 i chunks after the offset of chunk 0 or 1.
-  __device__ __forceinline__ static int advance(int offset, int i) {
-    return (offset ^ 16 * (i % 4)) + kBlock * (i / 4);
-  }
-};
 
 // Keys or values first to first + kKeys of the head at head_offset; rows from `end` on are zero: they may
 // hold anything.
@@ -45,18 +28,6 @@ __device__ __forceinline__ void copy_rows(bf16* to, const bf16* cache, int64_t h
   }
 }
 
-struct Arguments {
-  const bf16* qkv;      // for the gates
-  const bf16* rotated;  // [T, Hq, Dh]
-  const bf16* key_cache;
-  const bf16* value_cache;
-  const int64_t* position;
-  const int64_t* slot;
-  bf16* out;
-  AttentionShape shape;
-  int tokens;
-};
-
 // A block's shape. Of eight warps, whose keys and values come a tile ahead, one fits on a multiprocessor; of
 // four, two, so that one's products hide the other's softmax.
 template <int kDim, int kWarpCount>
@@ -75,6 +46,7 @@ struct Shape {
 template <int kDim, int kWarpCount>
 __global__ void __launch_bounds__(Shape<kDim, kWarpCount>::kThreads, Shape<kDim, kWarpCount>::kBlocks)
     attend(const __grid_constant__ Arguments a) {
+#if !QWEN_WGMMA
   using S = Shape<kDim, kWarpCount>;
   using Rows = Tile<kDim, S::kRows>;
   using At = Tile<kDim, kKeys>;
@@ -109,16 +81,7 @@ __global__ void __launch_bounds__(Shape<kDim, kWarpCount>::kThreads, Shape<kDim,
   // Tiles before see the keys of no row masked.
   const int first_masked = (position + first_row / heads + 1) / kKeys;
 
-  for (int i = thread; i < kRows * Rows::kChunks; i += kThreads) {
-    const int row = i / Rows::kChunks;
-    const int chunk = i % Rows::kChunks;
-    const int token = (first_row + row) / heads;
-    const int head = key_head * heads + (first_row + row) % heads;
-    const bool valid = first_row + row < end_row && 8 * chunk < dim;
-    const int64_t from =
-        valid ? (static_cast<int64_t>(token) * shape.query_heads + head) * dim + 8 * chunk : 0;
-    copy_async_16(queries + Rows::offset(row, chunk), a.rotated + from, valid);
-  }
+  copy_queries<kRows, kDim>(queries, a, first_row, 16 * warp, end_row, key_head, heads, lane);
   const auto keys_of = [&](int t) { return first_keys + t % S::kStages * 2 * At::kSize; };
   const auto values_of = [&](int t) { return keys_of(t) + At::kSize; };
   const auto copy_keys = [&](int t) {
@@ -134,9 +97,6 @@ __global__ void __launch_bounds__(Shape<kDim, kWarpCount>::kThreads, Shape<kDim,
   // What was copied is there, for products of warpgroups too, and all have left what is copied to next.
   const auto arrive = [&] {
     copy_async_wait<0>();
-#if QWEN_WGMMA
-    fence_shared_for_products();
-#endif
     __syncthreads();
   };
   copy_keys(0);
@@ -150,13 +110,9 @@ __global__ void __launch_bounds__(Shape<kDim, kWarpCount>::kThreads, Shape<kDim,
   float sum[2] = {0, 0};                      // this lane's columns'
   const float score_scale = kLog2E / sqrtf(static_cast<float>(dim));
   const int warp_row = 16 * warp;
-#if QWEN_WGMMA
-  const uint64_t query_operand = swizzled_tile(queries + warp / 4 * 64 * 64);
-#else
   const int query_offset = Rows::offset(warp_row + lane % 16, lane / 16);
   const int key_offset = At::offset(lane % 8 + lane / 16 * 8, lane / 8 % 2);
   const int value_offset = At::offset(lane % 16, lane / 16);
-#endif
 
   for (int t = 0; t < tiles; ++t) {
     const int first_key = t * kKeys;
@@ -166,18 +122,6 @@ __global__ void __launch_bounds__(Shape<kDim, kWarpCount>::kThreads, Shape<kDim,
       copy_values(t + 1);
     }
     float scores[kKeys / 8][4];
-#if QWEN_WGMMA
-    const uint64_t key_operand = swizzled_tile(keys_of(t));
-    warpgroup_fence();
-#pragma unroll
-    for (int k = 0; k < kDim / 16; ++k) {
-      constexpr int kOperand = 8;  // elements of a descriptor's unit
-      warpgroup_mma(scores, query_operand + k / 4 * (Rows::kBlock / kOperand) + 2 * (k % 4),
-                    key_operand + k / 4 * (At::kBlock / kOperand) + 2 * (k % 4), k > 0);
-    }
-    warpgroup_commit();
-    warpgroup_wait<0>();
-#else
     const bf16* const keys = keys_of(t);
 #pragma unroll
     for (auto& c : scores) c[0] = c[1] = c[2] = c[3] = 0;
@@ -193,7 +137,6 @@ __global__ void __launch_bounds__(Shape<kDim, kWarpCount>::kThreads, Shape<kDim,
         mma_bf16(scores[2 * n + 1], query, {key[2], key[3]});
       }
     }
-#endif
     if constexpr (S::kStages == 1) {
       arrive();  // the values are here, the keys are used up
       copy_keys(t + 1);
@@ -245,19 +188,6 @@ __global__ void __launch_bounds__(Shape<kDim, kWarpCount>::kThreads, Shape<kDim,
       weights[2] = pack_bf16(high[0], high[1]);
       weights[3] = pack_bf16(high[2], high[3]);
     };
-#if QWEN_WGMMA
-    const uint64_t value_operand = swizzled_columns<kKeys>(values_of(t));
-    uint32_t weights[kKeys / 16][4];
-#pragma unroll
-    for (int k = 0; k < kKeys / 16; ++k) pack(weights[k], k);
-    warpgroup_fence();
-#pragma unroll
-    for (int k = 0; k < kKeys / 16; ++k) {
-      warpgroup_mma<true>(result, weights[k], value_operand + k * (16 * 64 / 8));
-    }
-    warpgroup_commit();
-    warpgroup_wait<0>();
-#else
     const bf16* const values = values_of(t);
 #pragma unroll
     for (int k = 0; k < kKeys / 16; ++k) {
@@ -271,7 +201,6 @@ __global__ void __launch_bounds__(Shape<kDim, kWarpCount>::kThreads, Shape<kDim,
         mma_bf16(result[2 * n + 1], weights, {value[2], value[3]});
       }
     }
-#endif
     if constexpr (S::kStages == 1) {
       arrive();  // the next keys are here, the values are used up
       copy_values(t + 1);
@@ -290,20 +219,8 @@ __global__ void __launch_bounds__(Shape<kDim, kWarpCount>::kThreads, Shape<kDim,
     }
   }
   __syncwarp();
-  for (int i = lane; i < 16 * Rows::kChunks; i += 32) {
-    const int row = warp_row + i / Rows::kChunks;
-    const int chunk = i % Rows::kChunks;
-    if (first_row + row >= end_row || 8 * chunk >= dim) continue;
-    const int64_t token = (first_row + row) / heads;
-    const int head = key_head * heads + (first_row + row) % heads;
-    float v[8];
-    float gate[8];
-    unpack_bf16(v, load_16(queries + Rows::offset(row, chunk)));
-    unpack_bf16(gate, load_16(a.qkv + token * shape.row_size() + (2 * head + 1) * dim + 8 * chunk));
-#pragma unroll
-    for (int e = 0; e < 8; ++e) v[e] = gated(v[e], gate[e]);
-    store_16(a.out + (token * shape.query_heads + head) * dim + 8 * chunk, pack_bf16(v));
-  }
+  write_rows<kRows, kDim>(a, queries, first_row, warp_row, end_row, key_head, heads, lane);
+#endif
 }
 
 }  // namespace qwen::cuda::prefill_attention

@@ -145,6 +145,15 @@ def test_cuda_attention_prefill_of_the_full_shape(
     _check(gpu, cases.FULL, given)
 
 
+@pytest.mark.parametrize(("heads", "tokens", "position"), cases.CONTINUED_PREFILL, ids=str)
+def test_cuda_attention_prefill_after_a_long_context(
+    gpu: Gpu, generator: torch.Generator, heads: cases.Heads, tokens: int, position: int
+) -> None:
+    if gpu.emulated:
+        pytest.skip("slow without a GPU")
+    _check(gpu, heads, cases.inputs(heads, tokens, [position], 3100, generator, gpu.device))
+
+
 @pytest.mark.parametrize("position", [32767, 105616, 262140])
 def test_cuda_attention_rotates_far_positions(gpu: Gpu, generator: torch.Generator, position: int) -> None:
     heads = cases.Heads(1, 1, 64, 64)
