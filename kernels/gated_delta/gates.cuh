@@ -12,6 +12,7 @@ inline constexpr float kL2Epsilon = 1e-6F;
 #ifdef QWEN_CUDA_EMULATION
 inline float fast_exp2(float x) { return exp2f(x); }
 inline float fast_reciprocal(float x) { return 1.0F / x; }
+inline float fast_rsqrt(float x) { return 1.0F / sqrtf(x); }
 #else
 __device__ __forceinline__ float fast_exp2(float x) {
   float y;
@@ -21,6 +22,11 @@ __device__ __forceinline__ float fast_exp2(float x) {
 __device__ __forceinline__ float fast_reciprocal(float x) {
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float fast_rsqrt(float x) {
+  float y;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 #endif

@@ -8,6 +8,8 @@ namespace qwen::cuda {
 namespace {
 
 constexpr int kConvolveThreads = 128;
+constexpr int kScanColumns = 32;
+constexpr int kScanStages = 3;
 
 bool chunked(const DeltaShape& shape) {
   return (shape.key_dim == 64 || shape.key_dim == 128) && shape.value_dim % 32 == 0;
@@ -24,22 +26,28 @@ __global__ __launch_bounds__(kConvolveThreads) void convolve_all(Convolution in,
   wait_for_previous_kernel();
   let_next_kernel_start();
   if (channel >= shape.channels()) return;
+  const ConvolutionWeights weights(in, shape, channel);
   for (int64_t begin = 0; begin < in.tokens; begin += kRows) {
-    convolve<kRows>(in, shape, channel, begin, [&](int i, const float4& x) {
-      if (begin + i >= in.tokens) return;
-      *reinterpret_cast<float4*>(mixed + (begin + i) * shape.channels() + channel) = x;
-    });
+    ConvolutionRows<kRows> rows;
+    rows.load(in, shape, channel, begin);
+    float4 x[kRows];
+    convolve(rows, weights, in.tokens - begin, x);
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      if (begin + i >= in.tokens) continue;
+      *reinterpret_cast<float4*>(mixed + (begin + i) * shape.channels() + channel) = x[i];
+    }
   }
   for (int c = 0; c < 4; ++c) advance_convolution(in, shape, channel + c);
 }
 
-template <int kKeyDim, int kColumns, int kStages>
+template <int kKeyDim, int kStages>
 cudaError_t launch_scan(const PrefillChunks& chunks, const Convolution& convolution, float* recurrent_state,
                         float* core, const DeltaShape& shape, cudaStream_t stream) {
-  const dim3 grid(shape.value_dim / kColumns, shape.value_heads);
-  const size_t bytes = ScanLayout<kKeyDim, kColumns>::bytes(kStages);
-  return launch(scan_chunks<kKeyDim, kColumns, kStages>, {grid, dim3(kScanThreads), bytes}, stream, chunks,
-                convolution, recurrent_state, core, shape);
+  const dim3 grid(shape.value_dim / kScanColumns, shape.value_heads);
+  const size_t bytes = ScanLayout<kKeyDim, kScanColumns>::bytes(kStages);
+  return launch(scan_chunks<kKeyDim, kScanColumns, kStages>, {grid, dim3(kScanColumns * 4 + 32), bytes},
+                stream, chunks, convolution, recurrent_state, core, shape);
 }
 
 template <int kKeyDim>
@@ -48,18 +56,16 @@ cudaError_t prefill_chunks(const Convolution& convolution, const float* gates, c
                            const DeltaShape& shape, cudaStream_t stream) {
   const int64_t chunk_number = chunk_count(convolution.tokens);
   const PrefillChunks chunks(scratch, shape, chunk_number);
-  const int64_t blocks = chunk_number * shape.key_heads;
-  const int splits = 2 * blocks <= multiprocessors() ? shape.value_heads / shape.key_heads : 1;
   QWEN_RETURN_IF_CUDA_ERROR(
       launch(prepare_chunks<kKeyDim>,
-             {dim3(shape.key_heads, static_cast<unsigned>(chunk_number), splits), dim3(kPrepareThreads),
+             {dim3(shape.key_heads, static_cast<unsigned>(chunk_number), 2), dim3(kPrepareThreads),
               static_cast<size_t>(prepare_shared_bytes<kKeyDim>(shape))},
              stream, convolution, gates, a_log, dt_bias, chunks, shape));
-  // GPUs with less shared memory than Hopper's take narrower slices, one chunk at a time.
-  if (static_cast<size_t>(max_shared_bytes()) >= ScanLayout<kKeyDim, 32>::bytes(2)) {
-    return launch_scan<kKeyDim, 32, 2>(chunks, convolution, recurrent_state, core, shape, stream);
-  }
-  return launch_scan<kKeyDim, 16, 1>(chunks, convolution, recurrent_state, core, shape, stream);
+  // GPUs with less shared memory than Hopper's take one chunk at a time.
+  const bool has_room =
+      static_cast<size_t>(max_shared_bytes()) >= ScanLayout<kKeyDim, kScanColumns>::bytes(kScanStages);
+  const auto scan = has_room ? launch_scan<kKeyDim, kScanStages> : launch_scan<kKeyDim, 1>;
+  return scan(chunks, convolution, recurrent_state, core, shape, stream);
 }
 
 }  // namespace

@@ -1,29 +1,26 @@
 // Prefill, first: all of a chunk that does not depend on the state. See prefill_scan.cuh for the algorithm.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels/gated_delta/prefill_convolution.cuh"
+#include "kernels/gated_delta/prefill_inverse.cuh"
 #include "kernels/gated_delta/prefill_tiles.cuh"
 
 namespace qwen::cuda {
 
-inline constexpr int kPrepareThreads = 256;
-// Row strides in floats of the matrix to invert and of a product on the way: a column of four rows by eight,
-// and a row of eight by four, are then in different banks (the product's as the right factor, the matrix's as
-// the left).
-inline constexpr int kInverseStride = 68;
-inline constexpr int kProductStride = 40;
+inline constexpr int kPrepareThreads = 512;
 // A token that decays the state further wipes it out in float32; a bound keeps differences of sums exact
 // enough.
 inline constexpr float kLeastLogDecay = -88.0F;
 
-// Shared memory of prepare_chunks: q and k; then, in their place, q k^T, later the matrix to invert, k k^T
-// and a product; and the gates of the group.
+// Shared memory of prepare_chunks: k and q; then, in their place, two value heads' matrices to invert; and
+// the gates of the group.
 template <int kKeyDim>
 __host__ __device__ constexpr int prepare_matrices_bytes() {
-  constexpr int kKeys = 2 * kChunk * kKeyDim * static_cast<int>(sizeof(bf16));
-  constexpr int kInverse =
-      (2 * kChunk * kInverseStride + kChunk / 2 * kProductStride) * static_cast<int>(sizeof(float));
-  return kKeys > kInverse ? kKeys : kInverse;
+  constexpr int kKeys = 2 * kChunk * kKeyDim * static_cast<int>(sizeof(uint16_t));
+  constexpr int kInverses = 2 * kChunk * kInverseStride * static_cast<int>(sizeof(float));
+  return kKeys > kInverses ? kKeys : kInverses;
 }
 template <int kKeyDim>
 __host__ __device__ int prepare_shared_bytes(const DeltaShape& shape) {
@@ -31,139 +28,122 @@ __host__ __device__ int prepare_shared_bytes(const DeltaShape& shape) {
          shape.value_heads / shape.key_heads * 2 * kChunk * static_cast<int>(sizeof(float));
 }
 
-// Decay (summed logarithm) and beta of 64 tokens of a value head, by a warp; lane l computes tokens 2 l and 2
-// l + 1.
-__device__ __forceinline__ void prepare_gates(const float* gates, float a_log, float dt_bias, int head,
-                                              int value_heads, int64_t first, int64_t tokens, int lane,
-                                              float* decay, float* beta) {
-  float logs[2] = {};
-  float betas[2] = {};
+// What a warp reads for the gates of 64 tokens of a value head; lane l has tokens 2 l and 2 l + 1.
+struct GateInputs {
+  float a[2], b[2];
+  float a_log, dt_bias;
+
+  __device__ __forceinline__ void load(const float* gates, const bf16* a_logs, const bf16* dt_biases,
+                                       int head, int value_heads, int64_t first, int64_t tokens, int lane) {
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int64_t row = first + 2 * lane + i;
-    if (row < tokens) {
-      logs[i] = fmaxf(log_decay(gates[row * 2 * value_heads + head], a_log, dt_bias), kLeastLogDecay);
-      betas[i] = fast_sigmoid(gates[row * 2 * value_heads + value_heads + head]);
+    for (int i = 0; i < 2; ++i) {
+      const int64_t row = first + 2 * lane + i;
+      const float* const from = gates + (row < tokens ? row : tokens - 1) * 2 * value_heads + head;
+      a[i] = from[0];
+      b[i] = from[value_heads];
     }
+    a_log = __bfloat162float(a_logs[head]);
+    dt_bias = __bfloat162float(dt_biases[head]);
   }
-  const float pair = logs[0] + logs[1];
-  float sum = pair;
+
+  // tokens: how many of the chunk there are. decay (its summed logarithm) and beta are the block's own.
+  __device__ __forceinline__ void finish(int tokens, int lane, float* decay, float* beta, StateGates& state,
+                                         OutputGates& output) const {
+    float logs[2] = {};
+    float betas[2] = {};
 #pragma unroll
-  for (int offset = 1; offset < 32; offset *= 2) {
-    const float before = __shfl_up_sync(~0U, sum, offset);
-    if (lane >= offset) sum += before;
+    for (int i = 0; i < 2; ++i) {
+      if (2 * lane + i >= tokens) continue;
+      logs[i] = fmaxf(log_decay(a[i], a_log, dt_bias), kLeastLogDecay);
+      betas[i] = fast_sigmoid(b[i]);
+    }
+    const float pair = logs[0] + logs[1];
+    float sum = pair;
+#pragma unroll
+    for (int offset = 1; offset < 32; offset *= 2) {
+      const float before = __shfl_up_sync(~0U, sum, offset);
+      if (lane >= offset) sum += before;
+    }
+    const float last = __shfl_sync(~0U, sum, 31);
+    const float2 sums = {sum - logs[1], sum};
+    const float2 kept = {fast_exp(sums.x), fast_exp(sums.y)};
+    const auto store = [&](float* to, float x, float y) {
+      *reinterpret_cast<float2*>(to + 2 * lane) = {x, y};
+    };
+    store(decay, sums.x, sums.y);
+    store(beta, betas[0], betas[1]);
+    store(state.beta, betas[0], betas[1]);
+    store(state.beta_kept, betas[0] * kept.x, betas[1] * kept.y);
+    store(state.left, fast_exp(last - sums.x), fast_exp(last - sums.y));
+    if (lane < 4) state.kept_last[lane] = fast_exp(last);
+    store(output.kept, kept.x, kept.y);
   }
-  decay[2 * lane] = sum - logs[1];
-  decay[2 * lane + 1] = sum;
-  beta[2 * lane] = betas[0];
-  beta[2 * lane + 1] = betas[1];
+};
+
+// Each of four sums over groups of kLanes lanes, in all of them: half the shuffles of four butterflies.
+template <int kLanes>
+__device__ __forceinline__ void sum_rows(float (&x)[4], int lane) {
+  // Lane l gets the sum 2 (l / 8 % 2) + l / 4 % 2, then all lanes get all.
+  const bool upper = (lane & 8) != 0;
+  const bool right = (lane & 4) != 0;
+  float first = upper ? x[2] : x[0];
+  float second = upper ? x[3] : x[1];
+  first += __shfl_xor_sync(~0U, upper ? x[0] : x[2], 8);
+  second += __shfl_xor_sync(~0U, upper ? x[1] : x[3], 8);
+  float own = right ? second : first;
+  own += __shfl_xor_sync(~0U, right ? first : second, 4);
+  own += __shfl_xor_sync(~0U, own, 2);
+  own += __shfl_xor_sync(~0U, own, 1);
+  if (kLanes == 32) own += __shfl_xor_sync(~0U, own, 16);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) x[i] = __shfl_sync(~0U, own, (lane & 16) + i * 4);
 }
 
-// c [16, 8] of float32 a [16, k_begin..k_end] b [k_begin..k_end, 8] by a warp. Factors are rounded to tf32:
-// the inverse is stored less exactly.
-template <int kStrideB>
-__device__ __forceinline__ void multiply_tile(float (&c)[4], const float* a, const float* b, int k_begin,
-                                              int k_end, int lane) {
-  const auto tf32 = [](float x) { return __float_as_uint(x) + 0x1000U; };
-  const int r = lane / 4;
-  const int q = lane % 4;
-#pragma unroll 2
-  for (int k = k_begin; k < k_end; k += 8) {
-    const float* left = a + r * kInverseStride + k + q;
-    const float* right = b + (k + q) * kStrideB + r;
-    const uint32_t left_operand[4] = {tf32(left[0]), tf32(left[8 * kInverseStride]), tf32(left[4]),
-                                      tf32(left[8 * kInverseStride + 4])};
-    const uint32_t right_operand[2] = {tf32(right[0]), tf32(right[4 * kStrideB])};
-    mma_tf32(c, left_operand, right_operand);
-  }
-}
-
-// Replaces the 64 by 64 matrix A, of which only what is strictly below the diagonal counts, by the inverse of
-// I + A on and below the diagonal's tiles of 16 by 16. Those are inverted by substitution; then, twice, pairs
-// of neighbours
-// [[X, 0], [A, Y]] are joined: the corner becomes -Y A X. Ends with a barrier.
-__device__ __forceinline__ void invert(float* m, float* product, int warp, int lane) {
-  if (warp < 2) {
-    const int tile = (warp * 32 + lane) / 16 * 16;
-    const int column = lane % 16;
-    const float* rows = m + tile * kInverseStride + tile;
-    float x[16];
+// The convolution of the value heads' values, by the block's blockIdx.z - 1 of gridDim.z - 1.
+__device__ __forceinline__ void prepare_values(const Convolution& in, const PrefillChunks& out,
+                                               const DeltaShape& shape) {
+  constexpr int kStrip = 8;  // rows a thread convolves
+  constexpr int kStrips = kChunk / kStrip;
+  const int64_t chunk = blockIdx.y;
+  const int group = shape.value_heads / shape.key_heads;
+  const int lanes = group * shape.value_dim / 4;
+  const int first_value = static_cast<int>(blockIdx.x) * group * shape.value_dim;
+  const int thread = static_cast<int>((blockIdx.z - 1) * kPrepareThreads + threadIdx.x);
+  const int threads = static_cast<int>(gridDim.z - 1) * kPrepareThreads;
+#pragma unroll 1
+  for (int item = thread; item < kStrips * lanes; item += threads) {
+    const int strip = item / lanes * kStrip;
+    const int value = first_value + item % lanes * 4;
+    const int channel = 2 * shape.key_heads * shape.key_dim + value;
+    ConvolutionRows<kStrip> rows;
+    rows.load(in, shape, channel, chunk * kChunk + strip);
+    float4 x[kStrip];
+    convolve(rows, ConvolutionWeights(in, shape, channel), in.tokens - chunk * kChunk - strip, x);
+    // In StateColumns' order, swizzled.
+    uint16_t* const to =
+        out.v + (chunk * shape.value_size() + value / 16 * 16) * kChunk + strip * 16 + value % 16 / 2;
+    static_assert(kStrip == 8);
 #pragma unroll
-    for (int i = 0; i < 16; ++i) {
-      float sum = 0;
-#pragma unroll
-      for (int k = 0; k < i; k += 4) {
-        const float4 a = *reinterpret_cast<const float4*>(rows + i * kInverseStride + k);
-        sum += a.x * x[k];
-        if (k + 1 < i) sum += a.y * x[k + 1];
-        if (k + 2 < i) sum += a.z * x[k + 2];
-        if (k + 3 < i) sum += a.w * x[k + 3];
-      }
-      x[i] = (i == column ? 1.0F : 0.0F) - sum;
+    for (int i = 0; i < kStrip; ++i) {
+      *reinterpret_cast<uint32_t*>(to + i * 16 + i / 4 * 8) = pack_bf16(x[i].x, x[i].y);
+      *reinterpret_cast<uint32_t*>(to + i * 16 + (1 - i / 4) * 8) = pack_bf16(x[i].z, x[i].w);
     }
-    __syncwarp();
-#pragma unroll
-    for (int i = 0; i < 16; ++i) m[(tile + i) * kInverseStride + tile + column] = x[i];
-  }
-  __syncthreads();
-  const int r = lane / 4;
-  const int q = lane % 4;
-#pragma unroll
-  for (int size = 16; size < kChunk; size *= 2) {
-    // Tiles of 16 by 8 of all corners of this size, one a warp.
-    const int columns = size / 8;
-    const int tiles = kChunk / (2 * size) * (size / 16) * columns;
-    const int corner = warp / (size / 16 * columns) * 2 * size;
-    const int row = warp / columns % (size / 16) * 16;
-    const int column = warp % columns * 8;
-    const float* above = m + corner * kInverseStride + corner;
-    float* own = m + (corner + size) * kInverseStride + corner;
-    const float* beside = own + size;
-    float* own_product = product + (corner / 2 + row) * kProductStride + column;
-    if (warp < tiles) {
-      // X and Y are zero above the diagonal: from tile (column / 16, column / 16), to tile (row / 16, row /
-      // 16).
-      float c[4] = {};
-      multiply_tile<kInverseStride>(c, own + row * kInverseStride, above + column, column / 16 * 16, size,
-                                    lane);
-      own_product[r * kProductStride + 2 * q] = c[0];
-      own_product[r * kProductStride + 2 * q + 1] = c[1];
-      own_product[(r + 8) * kProductStride + 2 * q] = c[2];
-      own_product[(r + 8) * kProductStride + 2 * q + 1] = c[3];
-    }
-    __syncthreads();
-    if (warp < tiles) {
-      float c[4] = {};
-      multiply_tile<kProductStride>(c, beside + row * kInverseStride,
-                                    product + corner / 2 * kProductStride + column, 0, row + 16, lane);
-      float* to = own + row * kInverseStride + column;
-      to[r * kInverseStride + 2 * q] = -c[0];
-      to[r * kInverseStride + 2 * q + 1] = -c[1];
-      to[(r + 8) * kInverseStride + 2 * q] = -c[2];
-      to[(r + 8) * kInverseStride + 2 * q + 1] = -c[3];
-    }
-    __syncthreads();
   }
 }
 
-// Block (key head, chunk, z), for the value heads of the key head; of short prompts, whose blocks are few,
-// one for each value head, and the first leaves q and k. Dv a multiple of 32.
+// Block (key head, chunk, 0) for the key head and its value heads but for their values, which the blocks
+// (key head, chunk, 1 and on) have. Dv a multiple of 32.
 template <int kKeyDim>
-__global__ __launch_bounds__(kPrepareThreads, 4) void prepare_chunks(Convolution in, const float* gates,
+__global__ __launch_bounds__(kPrepareThreads, 2) void prepare_chunks(Convolution in, const float* gates,
                                                                      const bf16* a_log, const bf16* dt_bias,
                                                                      PrefillChunks out, DeltaShape shape) {
-  constexpr int kStrip = 4;  // rows a thread convolves
-  constexpr int kStrips = kChunk / kStrip;
+  constexpr int kStrip = 4;            // rows a thread convolves
   constexpr int kLanes = kKeyDim / 4;  // that share a row of q or k
+  constexpr int kHalf = kPrepareThreads / 2;
   QWEN_DYNAMIC_SHARED(shared);
-  auto* const keys = reinterpret_cast<bf16*>(shared);  // k, then q
-  auto* const inverse = reinterpret_cast<float*>(shared);
-  float* const gram = inverse + kChunk * kInverseStride;
-  float* const product = gram + kChunk * kInverseStride;
+  auto* const keys = reinterpret_cast<uint16_t*>(shared);  // k, then q
+  auto* const inverses = reinterpret_cast<float*>(shared);
   const int group = shape.value_heads / shape.key_heads;
-  // Of the group, the block's heads: all, or the one of its z.
-  const auto first_head = [] { return static_cast<int>(blockIdx.z); };
-  const auto end_head = [&] { return gridDim.z == 1 ? group : static_cast<int>(blockIdx.z) + 1; };
   auto* const decays = reinterpret_cast<float*>(shared + prepare_matrices_bytes<kKeyDim>());
   float* const betas = decays + group * kChunk;
 
@@ -174,148 +154,162 @@ __global__ __launch_bounds__(kPrepareThreads, 4) void prepare_chunks(Convolution
   const int warp = thread / 32;
   const int lane = thread % 32;
   wait_for_previous_kernel();
-
-#pragma unroll 1
-  for (int h = first_head() + warp; h < end_head(); h += kPrepareThreads / 32) {
-    const int head = key_head * group + h;
-    float* const decay = decays + h * kChunk;
-    float* const beta = betas + h * kChunk;
-    prepare_gates(gates, __bfloat162float(a_log[head]), __bfloat162float(dt_bias[head]), head,
-                  shape.value_heads, first, in.tokens, lane, decay, beta);
-    const int64_t to = (chunk * shape.value_heads + head) * kChunk;
-    *reinterpret_cast<float2*>(out.decay + to + 2 * lane) =
-        *reinterpret_cast<const float2*>(decay + 2 * lane);
-    *reinterpret_cast<float2*>(out.beta + to + 2 * lane) = *reinterpret_cast<const float2*>(beta + 2 * lane);
+  if (blockIdx.z > 0) {
+    let_next_kernel_start();
+    prepare_values(in, out, shape);
+    return;
   }
 
-  const int64_t key_chunk = (chunk * shape.key_heads + key_head) * kChunk * kKeyDim;
-#pragma unroll 1
-  for (int item = thread; item < 2 * kStrips * kLanes; item += kPrepareThreads) {
-    const bool is_q = item >= kStrips * kLanes;
-    const int strip = item / kLanes % kStrips * kStrip;
-    const int column = item % kLanes * 4;
+  const int64_t tokens_left = in.tokens - first;
+  const int tokens = tokens_left < kChunk ? static_cast<int>(tokens_left) : kChunk;
+  const int64_t first_value_head = chunk * shape.value_heads + key_head * group;
+  GateInputs gate_inputs;
+  if (warp < group) {
+    gate_inputs.load(gates, a_log, dt_bias, key_head * group + warp, shape.value_heads, first, in.tokens,
+                     lane);
+  }
+
+  // k by the first half of the warps, q by the other.
+  const bool is_q = thread >= kHalf;
+  {
+    const int column = thread % kLanes * 4;
     const int channel = (is_q ? 0 : shape.key_heads * kKeyDim) + key_head * kKeyDim + column;
-    bf16* const to_shared = keys + (is_q ? kChunk * kKeyDim : 0);
-    bf16* const to = (is_q ? out.q : out.k) + key_chunk;
+    uint16_t* const to = keys + (is_q ? kChunk * kKeyDim : 0);
     const float scale = is_q ? rsqrtf(static_cast<float>(kKeyDim)) : 1.0F;
-    convolve<kStrip>(in, shape, channel, first + strip, [&](int i, const float4& x) {
-      const float squares = warp_sum(x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w, kLanes);
-      const float norm = rsqrtf(squares + kL2Epsilon) * scale;
-      const uint32_t first_pair = pack_bf16(x.x * norm, x.y * norm);
-      const uint32_t second_pair = pack_bf16(x.z * norm, x.w * norm);
-      const int row = strip + i;
-      store4(to_shared + swizzled<kKeyDim>(row, column), first_pair, second_pair);
-      if (blockIdx.z == 0) store4(to + row * kKeyDim + column, first_pair, second_pair);
-    });
-  }
-  const int value_lanes = shape.value_dim / 4;
+    const ConvolutionWeights weights(in, shape, channel);
 #pragma unroll 1
-  for (int item = thread; item < (end_head() - first_head()) * kStrips * value_lanes;
-       item += kPrepareThreads) {
-    const int head = key_head * group + first_head() + item / (kStrips * value_lanes);
-    const int strip = item / value_lanes % kStrips * kStrip;
-    const int column = item % value_lanes * 4;
-    const int channel = 2 * shape.key_heads * kKeyDim + head * shape.value_dim + column;
-    bf16* const to = out.v + ((chunk * shape.value_heads + head) * kChunk + strip) * shape.value_dim + column;
-    convolve<kStrip>(in, shape, channel, first + strip, [&](int i, const float4& x) {
-      store4(to + i * shape.value_dim, pack_bf16(x.x, x.y), pack_bf16(x.z, x.w));
-    });
+    for (int strip = thread % kHalf / kLanes * kStrip; strip < kChunk; strip += kHalf / kLanes * kStrip) {
+      ConvolutionRows<kStrip> rows;
+      rows.load(in, shape, channel, first + strip);
+      float4 x[kStrip];
+      convolve(rows, weights, tokens - strip, x);
+      float squares[kStrip];
+#pragma unroll
+      for (int i = 0; i < kStrip; ++i) {
+        squares[i] = x[i].x * x[i].x + x[i].y * x[i].y + x[i].z * x[i].z + x[i].w * x[i].w;
+      }
+      sum_rows<kLanes>(squares, lane);
+#pragma unroll
+      for (int i = 0; i < kStrip; ++i) {
+        const float norm = fast_rsqrt(squares[i] + kL2Epsilon) * scale;
+        store4(to + swizzled<kKeyDim>(strip + i, column), pack_f16(x[i].x * norm, x[i].y * norm),
+               pack_f16(x[i].z * norm, x[i].w * norm));
+      }
+    }
+  }
+#pragma unroll 1
+  for (int h = warp; h < group; h += kPrepareThreads / 32) {
+    if (h != warp) {
+      gate_inputs.load(gates, a_log, dt_bias, key_head * group + h, shape.value_heads, first, in.tokens,
+                       lane);
+    }
+    gate_inputs.finish(tokens, lane, decays + h * kChunk, betas + h * kChunk, out.state[first_value_head + h],
+                       out.output[first_value_head + h]);
   }
   __syncthreads();
 
-  // k k^T by the first four warps, q k^T by the others, 16 rows each, as far as the diagonal. Lane 4 r + q
-  // holds rows r and r + 8, and of each 16 tokens 4 q to 4 q + 3.
-  const bool is_q = warp >= 4;
+  // k k^T by the first half of the warps, q k^T by the other, a warp 16 rows, of every second 16 tokens as
+  // far as the diagonal.
   const int row_tile = warp % 4;
-  float products[kChunk / 16][2][4] = {};
+  const int odd = warp / 4 % 2;
+  float products[kChunk / 32][2][4] = {};
+  const auto multiply = [&](auto tiles) {
+    const uint16_t* const rows = keys + (is_q ? kChunk * kKeyDim : 0);
 #pragma unroll
-  for (int k = 0; k < kKeyDim; k += 16) {
-    uint32_t a[4];
-    load_a<kKeyDim>(a, keys + (is_q ? kChunk * kKeyDim : 0), row_tile * 16, k, lane);
+    for (int k = 0; k < kKeyDim; k += 16) {
+      uint32_t a[4];
+      load_a<kKeyDim>(a, rows, row_tile * 16, k, lane);
 #pragma unroll
-    for (int t = 0; t < kChunk / 16; ++t) {
-      if (t > row_tile) continue;
-      uint32_t b[2][2];
-      load_b_of_rows<kKeyDim>(b, keys, t * 16, k, lane);
-      mma_bf16(products[t][0], a, b[0]);
-      mma_bf16(products[t][1], a, b[1]);
+      for (int j = 0; j < tiles(); ++j) {
+        uint32_t b[2][2];
+        load_b_of_rows<kKeyDim>(b, keys, (2 * j + odd) * 16, k, lane);
+        mma_f16(products[j][0], a, b[0]);
+        mma_f16(products[j][1], a, b[1]);
+      }
     }
+  };
+  if (row_tile >= odd + 2) {
+    multiply(std::integral_constant<int, 2>());
+  } else if (row_tile >= odd) {
+    multiply(std::integral_constant<int, 1>());
+  }
+  // Both matrices as they lie.
+#pragma unroll
+  for (int i = 0; i < 2 * kChunk * kKeyDim; i += kPrepareThreads * 8) {
+    const int at = i + thread * 8;
+    uint16_t* const to = at < kChunk * kKeyDim ? out.k + at : out.q + (at - kChunk * kKeyDim);
+    *reinterpret_cast<uint4*>(to + (chunk * shape.key_heads + key_head) * kChunk * kKeyDim) =
+        *reinterpret_cast<const uint4*>(keys + at);
   }
   __syncthreads();
   let_next_kernel_start();
 
+  const int row = row_tile * 16 + lane / 4;  // and the row 8 below
+  // x exp(g_row - g_column) of a lane's elements of a tile, zero above the diagonal, where the difference is
+  // positive and may overflow.
+  const auto decayed = [&](float (&x)[2][4], int j, const float* decay) {
+    const float own[2] = {decay[row], decay[row + 8]};
 #pragma unroll
-  for (int t = 0; t < kChunk / 16; ++t) {
+    for (int n = 0; n < 2; ++n) {
+      const int column = (2 * j + odd) * 16 + n * 8 + lane % 4 * 2;
+      const auto others = *reinterpret_cast<const float2*>(decay + column);
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      if (t > row_tile) continue;
-      const int row = row_tile * 16 + lane / 4 + half * 8;
-      *reinterpret_cast<float4*>((is_q ? inverse : gram) + row * kInverseStride + t * 16 + lane % 4 * 4) = {
-          products[t][0][2 * half], products[t][0][2 * half + 1], products[t][1][2 * half],
-          products[t][1][2 * half + 1]};
+      for (int half = 0; half < 2; ++half) {
+        const float kept[2] = {fast_exp(fminf(own[half] - others.x, 0.0F)),
+                               fast_exp(fminf(own[half] - others.y, 0.0F))};
+        x[n][2 * half] = column <= row + 8 * half ? products[j][n][2 * half] * kept[0] : 0.0F;
+        x[n][2 * half + 1] = column < row + 8 * half ? products[j][n][2 * half + 1] * kept[1] : 0.0F;
+      }
     }
-  }
-  __syncthreads();
-
-  // Four columns a thread, of rows row, row + 16, ...
-  const int first_row = thread / (kChunk / 4);
-  const int column = thread % (kChunk / 4) * 4;
-  const auto decayed = [&](const float* matrix, const float* decay, int row) {
-    const float4 x = *reinterpret_cast<const float4*>(matrix + row * kInverseStride + column);
-    const float4 others = *reinterpret_cast<const float4*>(decay + column);
-    const float own = decay[row];
-    // Past tokens only: towards later ones the difference is positive and may overflow.
-    return float4{column <= row ? x.x * fast_exp(own - others.x) : 0.0F,
-                  column + 1 <= row ? x.y * fast_exp(own - others.y) : 0.0F,
-                  column + 2 <= row ? x.z * fast_exp(own - others.z) : 0.0F,
-                  column + 3 <= row ? x.w * fast_exp(own - others.w) : 0.0F};
   };
+  const int team = warp / 8;  // of a value head
 #pragma unroll 1
-  for (int h = first_head(); h < end_head(); ++h) {
-    bf16* const to =
-        out.mixing + (chunk * shape.value_heads + key_head * group + h) * 2 * kChunk * kChunk + column;
-#pragma unroll
-    for (int row = first_row; row < kChunk; row += kPrepareThreads / (kChunk / 4)) {
-      if (column / 16 > row / 16) continue;
-      const float4 x = decayed(inverse, decays + h * kChunk, row);
-      uint2 high;
-      uint2 low;
-      split_bf16(x.x, x.y, high.x, low.x);
-      split_bf16(x.z, x.w, high.y, low.y);
-      store4(to + row * kChunk, high.x, high.y);
-      store4(to + (kChunk + row) * kChunk, low.x, low.y);
-    }
-  }
-  __syncthreads();
-
+  for (int pair = 0; pair < group; pair += 2) {
 #pragma unroll 1
-  for (int h = first_head(); h < end_head(); ++h) {
-    const float* const beta = betas + h * kChunk;
+    for (int h = pair; h < pair + 2 && h < group; ++h) {
+      const float* const decay = decays + h * kChunk;
+      const float* const beta = betas + h * kChunk;
+      float* const inverse = inverses + (h - pair) * kChunk * kInverseStride;
 #pragma unroll
-    for (int row = first_row; row < kChunk; row += kPrepareThreads / (kChunk / 4)) {
-      if (column > row) continue;
-      const float4 x = decayed(gram, decays + h * kChunk, row);
-      *reinterpret_cast<float4*>(inverse + row * kInverseStride + column) = {
-          beta[row] * x.x, beta[row] * x.y, beta[row] * x.z, beta[row] * x.w};
+      for (int j = 0; j < kChunk / 32; ++j) {
+        const int t = 2 * j + odd;
+        if (t > row_tile) continue;
+        float x[2][4];
+        decayed(x, j, decay);
+        if (is_q) {
+          out.output[first_value_head + h].mixing[triangle_tile(row_tile, t)][lane] = {
+              pack_f16(x[0][0], x[0][1]), pack_f16(x[0][2], x[0][3]), pack_f16(x[1][0], x[1][1]),
+              pack_f16(x[1][2], x[1][3])};
+          continue;
+        }
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            const float own = beta[row + 8 * half];
+            *reinterpret_cast<float2*>(inverse + (row + 8 * half) * kInverseStride + t * 16 + n * 8 +
+                                       lane % 4 * 2) = {own * x[n][2 * half], own * x[n][2 * half + 1]};
+          }
+        }
+      }
     }
     __syncthreads();
-    invert(inverse, product, warp, lane);
-    bf16* const to = out.inverse + (chunk * shape.value_heads + key_head * group + h) * 2 * kChunk * kChunk;
-    for (int piece = thread; piece < kChunk * kChunk / 8; piece += kPrepareThreads) {
-      const int row = piece / (kChunk / 8);
-      const int eighth = piece % (kChunk / 8);
-      if (eighth / 2 > row / 16) continue;
-      const float* from = inverse + row * kInverseStride + eighth * 8;
-      uint4 high;
-      uint4 low;
-      split_bf16(from[0], from[1], high.x, low.x);
-      split_bf16(from[2], from[3], high.y, low.y);
-      split_bf16(from[4], from[5], high.z, low.z);
-      split_bf16(from[6], from[7], high.w, low.w);
-      *reinterpret_cast<uint4*>(to + row * kChunk + eighth * 8) = high;
-      *reinterpret_cast<uint4*>(to + (kChunk + row) * kChunk + eighth * 8) = low;
+    float* const inverse = inverses + team * kChunk * kInverseStride;
+    const bool has_head = pair + team < group;
+    invert(inverse, has_head, warp % 8, lane);
+#pragma unroll 1
+    for (int tile = warp % 8; has_head && tile < kTriangleTiles; tile += 8) {
+      const int m = tile < 1 ? 0 : tile < 3 ? 1 : tile < 6 ? 2 : 3;
+      const int t = tile - triangle_tile(m, 0);
+      const float* const from = inverse + (m * 16 + lane / 4) * kInverseStride + t * 16 + lane % 4 * 2;
+      const auto two = [&](int offset) {
+        const auto x = *reinterpret_cast<const float2*>(from + offset);
+        return pack_f16(x.x, x.y);
+      };
+      out.state[first_value_head + pair + team].inverse[tile][lane] = {
+          two(0), two(8), two(8 * kInverseStride), two(8 * kInverseStride + 8)};
     }
-    __syncthreads();
+    if (pair + 2 < group) __syncthreads();
   }
 }
 

@@ -2,350 +2,302 @@
 //
 // With g the summed logarithms of decay in a chunk, beta_i, rows q_i, k_i, v_i, and S the state before it:
 //   A_ij = beta_i (k_i . k_j) exp(g_i - g_j) for j < i;    P_ij = (q_i . k_j) exp(g_i - g_j) for j <= i;
-//   N = (I + A)^-1 diag(beta) (v - diag(exp g) k S)        what each token adds to the state's value for its
-//   key o = diag(exp g) q S + P N;    S <- exp(g_last) S + k^T diag(exp(g_last - g)) N.
-// prepare_chunks computes (I + A)^-1 and P. Applying the inverse here, rather than to beta v and beta exp(g)
-// k there, moves 64 columns a chunk instead of Dk + Dv, and subtracts in float32.
+//   N = (I + A)^-1 diag(beta) (v - diag(exp g) k S), what a token adds to the state's value for its key;
+//   o = diag(exp g) q S + P N;    S <- exp(g_last) S + k^T diag(exp(g_last - g)) N.
+// prepare_chunks computes (I + A)^-1 and P.
 //
-// Factors are bfloat16 with float32 sums. Where one rounding would show when keys resemble each other (A near
-// all ones: 1 % of the output), a factor is two bfloat16 summands: the inverse, P, N and what the inverse is
-// applied to.
+// The chain from state to state is one warp's for 16 columns of the state, which it holds transposed: then
+// each product's result is the next one's left operand as it lies in the registers, and no thread waits for
+// another. A second warp computes the outputs, a chunk behind.
 #pragma once
 
 #include "kernels/gated_delta/prefill_convolution.cuh"
+#include "kernels/gated_delta/prefill_pipeline.cuh"
 #include "kernels/gated_delta/prefill_tiles.cuh"
 
 namespace qwen::cuda {
 
-inline constexpr int kScanThreads = 256;
+// Where StateColumns of the slot's state, from `column` of `head`, are: the lane's first.
+__device__ __forceinline__ float* state_columns(float* recurrent_state, const Convolution& convolution,
+                                                const DeltaShape& shape, int head, int column,
+                                                unsigned lane) {
+  const int64_t matrix = convolution.slot[0] * shape.value_heads + head;
+  return recurrent_state + (matrix * shape.key_dim + lane % 4 * 2) * shape.value_dim + column +
+         static_cast<int>(lane / 8 * 4 + lane / 4 % 2);
+}
 
-// Shared memory of scan_chunks, in elements of bfloat16: kStages times a chunk's inputs, then the operands
-// that it computes.
-template <int kKeyDim, int kColumns>
-struct ScanLayout {
-  static constexpr int kSquare = kChunk * kChunk;
-  static constexpr int kK = 0;
-  static constexpr int kQ = kK + kChunk * kKeyDim;
-  static constexpr int kInverse = kQ + kChunk * kKeyDim;  // both summands
-  static constexpr int kMixing = kInverse + 2 * kSquare;  // both summands
-  static constexpr int kV = kMixing + 2 * kSquare;
-  static constexpr int kDecay = kV + kChunk * kColumns;  // float32
-  static constexpr int kBeta = kDecay + 2 * kChunk;      // float32
-  static constexpr int kStage = kBeta + 2 * kChunk;
+// Two tiles of a product's result side by side as the left operand of the next.
+__device__ __forceinline__ void pack_operand(uint32_t (&a)[4], const float (&left)[4],
+                                             const float (&right)[4]) {
+  a[0] = pack_f16(left[0], left[1]);
+  a[1] = pack_f16(left[2], left[3]);
+  a[2] = pack_f16(right[0], right[1]);
+  a[3] = pack_f16(right[2], right[3]);
+}
 
-  static constexpr int kOperand = kChunk * kColumns;
-  static constexpr int kState = 0;                               // S [Dk, columns]
-  static constexpr int kResidual = kState + kKeyDim * kColumns;  // beta (v - exp(g) k S), both summands
-  static constexpr int kAdded = kResidual + 2 * kOperand;        // N, both summands
-  static constexpr int kDecayed = kAdded + 2 * kOperand;         // exp(g_last - g) N, both summands
-  static constexpr int kOperands = kDecayed + 2 * kOperand;
-
-  static constexpr size_t bytes(int stages) { return (stages * kStage + kOperands) * sizeof(bf16); }
-};
-
-// A thread's part of copying a chunk's inputs for one block: columns first_column and on of value head
-// `head`. Its pieces of a matrix are a multiple of eight rows apart, so that one swizzled offset serves all.
-template <int kKeyDim, int kColumns>
-class ChunkReader {
- public:
-  __device__ __forceinline__ ChunkReader(const PrefillChunks& in, const DeltaShape& shape, int head,
-                                         int first_column, unsigned thread) {
-    const int key_head = head / (shape.value_heads / shape.key_heads);
-    const unsigned value_row = thread / (kColumns / 8);
-    const unsigned value_column = thread % (kColumns / 8) * 8;
-    const unsigned square_row = thread / (kChunk / 8);
-    const unsigned square_column = thread % (kChunk / 8) * 8;
-    k_ = in.k + key_head * kChunk * kKeyDim + thread * 8;
-    q_ = in.q + key_head * kChunk * kKeyDim + thread * 8;
-    inverse_ = in.inverse + head * 2 * L::kSquare + thread * 8;
-    mixing_ = in.mixing + head * 2 * L::kSquare + thread * 8;
-    v_ = in.v + (head * kChunk + static_cast<int>(value_row)) * shape.value_dim + first_column + value_column;
-    gate_ = (thread < kChunk / 4 ? in.decay : in.beta) + head * kChunk + thread % (kChunk / 4) * 4;
-    key_stride_ = shape.key_heads * kChunk * kKeyDim;
-    square_stride_ = shape.value_heads * 2 * L::kSquare;
-    value_stride_ = shape.value_heads * kChunk * shape.value_dim;
-    gate_stride_ = shape.value_heads * kChunk;
-    to_key_ = swizzled<kKeyDim>(thread / (kKeyDim / 8), thread % (kKeyDim / 8) * 8);
-    to_square_ = swizzled<kChunk>(square_row, square_column);
-    to_value_ = L::kV + swizzled<kColumns>(value_row, value_column);
-    to_gate_ = L::kDecay + thread * 8;
-    // Tiles of 16 by 16 above the diagonal are not read.
-    in_upper_half_ = square_column / 16 <= square_row / 16;
-    in_lower_half_ = square_column / 16 <= square_row / 16 + 2;
-    has_value_ = thread < kChunk * kColumns / 8;
-    has_gate_ = thread < kChunk / 2;
-  }
-
-  // Starts the copies of the next chunk, as one group.
-  __device__ __forceinline__ void copy_next(bf16* stage) {
-    constexpr int kKeyRows = kScanThreads / (kKeyDim / 8);
+// n: N^T of 16 columns, from c, S^T k^T, and v [64, 16].
+__device__ __forceinline__ void add_to_values(float (&n)[kChunk / 8][4], const float (&c)[kChunk / 8][4],
+                                              const uint16_t* v, const StateGates& gates, unsigned lane) {
+  constexpr int kTokenTiles = kChunk / 16;
+  uint32_t residual[kTokenTiles][4];  // (beta (v - exp(g) k S))^T
 #pragma unroll
-    for (int i = 0; i < kChunk / kKeyRows; ++i) {
-      copy_async_16(stage + L::kK + to_key_ + i * kKeyRows * kKeyDim, k_ + i * kScanThreads * 8);
-      copy_async_16(stage + L::kQ + to_key_ + i * kKeyRows * kKeyDim, q_ + i * kScanThreads * 8);
-    }
-    static_assert(kScanThreads * 8 == L::kSquare / 2);
+  for (int m = 0; m < kTokenTiles; ++m) {
+    uint32_t values[4];
+    load_a_transposed<16>(values, v, m * 16, 0, lane);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (i % 2 == 0 ? in_upper_half_ : in_lower_half_) {
-        copy_async_16(stage + L::kInverse + to_square_ + i * (L::kSquare / 2),
-                      inverse_ + i * (L::kSquare / 2));
-        copy_async_16(stage + L::kMixing + to_square_ + i * (L::kSquare / 2), mixing_ + i * (L::kSquare / 2));
+    for (int j = 0; j < 2; ++j) {
+      const unsigned token = m * 16 + j * 8 + lane % 4 * 2;
+      const auto beta = *reinterpret_cast<const float2*>(gates.beta + token);
+      const auto beta_kept = *reinterpret_cast<const float2*>(gates.beta_kept + token);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const uint32_t pair = values[2 * j + half];
+        residual[m][2 * j + half] =
+            pack_f16(beta.x * low_bf16(pair) - beta_kept.x * c[2 * m + j][2 * half],
+                     beta.y * high_bf16(pair) - beta_kept.y * c[2 * m + j][2 * half + 1]);
       }
     }
-    if (has_value_) copy_async_16(stage + to_value_, v_);
-    if (has_gate_) copy_async_16(stage + to_gate_, gate_);
-    copy_async_commit();
-    k_ += key_stride_;
-    q_ += key_stride_;
-    inverse_ += square_stride_;
-    mixing_ += square_stride_;
-    v_ += value_stride_;
-    gate_ += gate_stride_;
+  }
+#pragma unroll
+  for (auto& tile : n) tile[0] = tile[1] = tile[2] = tile[3] = 0;
+#pragma unroll
+  for (int t = 0; t < kTokenTiles; ++t) {
+#pragma unroll
+    for (int m = t; m < kTokenTiles; ++m) {
+      const uint4 tile = gates.inverse[triangle_tile(m, t)][lane];
+      const uint32_t b[2][2] = {{tile.x, tile.y}, {tile.z, tile.w}};
+      mma_f16(n[2 * m], residual[t], b[0]);
+      mma_f16(n[2 * m + 1], residual[t], b[1]);
+    }
+  }
+}
+
+// exp(g_last - g) N^T of tokens 16 t and on, as the left operand.
+__device__ __forceinline__ void scale_operand(uint32_t (&a)[4], const float (&n)[kChunk / 8][4],
+                                              const StateGates& gates, int t, unsigned lane) {
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+    const auto left = *reinterpret_cast<const float2*>(gates.left + t * 16 + j * 8 + lane % 4 * 2);
+    a[2 * j] = pack_f16(left.x * n[2 * t + j][0], left.y * n[2 * t + j][1]);
+    a[2 * j + 1] = pack_f16(left.x * n[2 * t + j][2], left.y * n[2 * t + j][3]);
+  }
+}
+
+// 16 columns of a head's state, transposed: lane 4 r + q holds columns 4 (r / 2) + r % 2 and the second after
+// it, at 8 n + 2 q and 8 n + 2 q + 1 of the key's dimension. So a lane of the outputs' has four consecutive
+// columns.
+template <int kKeyDim>
+class StateColumns {
+ public:
+  // from: see state_columns; of rows of `stride`.
+  __device__ __forceinline__ void load(const float* from, int stride) {
+#pragma unroll
+    for (int n = 0; n < kKeyDim / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) s_[n][i] = from[(8 * n + i % 2) * stride + i / 2 * 2];
+    }
+  }
+  __device__ __forceinline__ void store(float* to, int stride) const {
+#pragma unroll
+    for (int n = 0; n < kKeyDim / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) to[(8 * n + i % 2) * stride + i / 2 * 2] = s_[n][i];
+    }
+  }
+
+  // At 16 d of the key's dimension and on, as the left operand.
+  __device__ __forceinline__ void operand(uint32_t (&a)[4], int d) const {
+    pack_operand(a, s_[2 * d], s_[2 * d + 1]);
+  }
+  __device__ __forceinline__ float (&sums()) [kKeyDim / 8][4] { return s_; }
+
+  // To the end of a chunk, but for what that adds.
+  __device__ __forceinline__ void decay(const StateGates& gates) {
+    const float kept = gates.kept_last[0];
+#pragma unroll
+    for (auto& tile : s_) {
+#pragma unroll
+      for (float& x : tile) x *= kept;
+    }
+  }
+
+  // Through a chunk. k [64, Dk], v [64, 16]; leaves the state before it and N for the outputs, as b of two
+  // products a tile.
+  __device__ __forceinline__ void advance(const uint16_t* k, const uint16_t* v, const StateGates& gates,
+                                          uint4* state_before, uint4* added, unsigned lane) {
+    constexpr int kTokenTiles = kChunk / 16;
+    float c[kChunk / 8][4] = {};  // S^T k^T
+#pragma unroll
+    for (int d = 0; d < kKeyDim / 16; ++d) {
+      uint32_t a[4];
+      operand(a, d);
+      state_before[d * 32 + lane] = {a[0], a[2], a[1], a[3]};
+#pragma unroll
+      for (int m = 0; m < kTokenTiles; ++m) {
+        uint32_t b[2][2];
+        load_b_of_rows<kKeyDim>(b, k, m * 16, d * 16, lane);
+        mma_f16(c[2 * m], a, b[0]);
+        mma_f16(c[2 * m + 1], a, b[1]);
+      }
+    }
+    float n[kChunk / 8][4];  // N^T
+    add_to_values(n, c, v, gates, lane);
+    decay(gates);
+#pragma unroll
+    for (int t = 0; t < kTokenTiles; ++t) {
+      uint32_t a[4];
+      pack_operand(a, n[2 * t], n[2 * t + 1]);
+      added[t * 32 + lane] = {a[0], a[2], a[1], a[3]};
+      scale_operand(a, n, gates, t, lane);
+#pragma unroll
+      for (int e = 0; e < kKeyDim / 16; ++e) {
+        uint32_t b[2][2];
+        load_b<kKeyDim>(b, k, t * 16, e * 16, lane);
+        mma_f16(s_[2 * e], a, b[0]);
+        mma_f16(s_[2 * e + 1], a, b[1]);
+      }
+    }
   }
 
  private:
-  using L = ScanLayout<kKeyDim, kColumns>;
-  static_assert(L::kBeta == L::kDecay + 2 * kChunk && kChunk * kColumns / 8 <= kScanThreads);
-
-  const bf16 *k_, *q_, *inverse_, *mixing_, *v_;
-  const float* gate_;
-  int key_stride_, square_stride_, value_stride_, gate_stride_;
-  unsigned to_key_, to_square_, to_value_, to_gate_;
-  bool in_upper_half_, in_lower_half_, has_value_, has_gate_;
+  float s_[kKeyDim / 8][4];
 };
 
-// c += T m, for rows 16 tile to 16 tile + 15 of a lower triangular T [64, 64] and m [64, columns], each as
-// two summands, less the product of the small ones.
-template <int kColumns>
-__device__ __forceinline__ void multiply_triangular(float (&c)[kColumns / 8][4], const bf16* triangle,
-                                                    const bf16* m, unsigned tile, unsigned lane) {
-  // Apart from c, for shorter chains of dependent products.
-  float small[kColumns / 8][4] = {};
-  for (unsigned k = 0; k <= tile; ++k) {
-    uint32_t a[4];
-    uint32_t a_low[4];
-    load_a<kChunk>(a, triangle, tile * 16, k * 16, lane);
-    load_a<kChunk>(a_low, triangle, kChunk + tile * 16, k * 16, lane);
+// 16 columns of a chunk's outputs: lane 4 r + q holds columns 4 q to 4 q + 3 of tokens 16 m + 8 half + r.
+template <int kKeyDim>
+class OutputColumns {
+ public:
+  // From what StateColumns left.
+  __device__ __forceinline__ void multiply(const uint16_t* queries, const OutputGates& gates,
+                                           const uint4* state_before, const uint4* added, unsigned lane) {
 #pragma unroll
-    for (int n = 0; n < kColumns / 16; ++n) {
-      uint32_t b[2][2];
-      uint32_t b_low[2][2];
-      load_b<kColumns>(b, m, k * 16, n * 16, lane);
-      load_b<kColumns>(b_low, m, kChunk + k * 16, n * 16, lane);
+    for (int m = 0; m < kTokenTiles; ++m) {
 #pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        mma_bf16(c[2 * n + j], a, b[j]);
-        mma_bf16(small[2 * n + j], a, b_low[j]);
-        mma_bf16(small[2 * n + j], a_low, b[j]);
+      for (int i = 0; i < 4; ++i) o_[m][0][i] = o_[m][1][i] = 0;
+    }
+#pragma unroll
+    for (int d = 0; d < kKeyDim / 16; ++d) {
+      const uint4 s = state_before[d * 32 + lane];
+      const uint32_t b[2][2] = {{s.x, s.y}, {s.z, s.w}};
+#pragma unroll
+      for (int m = 0; m < kTokenTiles; ++m) {
+        uint32_t a[4];
+        load_a<kKeyDim>(a, queries, m * 16, d * 16, lane);
+        mma_f16(o_[m][0], a, b[0]);
+        mma_f16(o_[m][1], a, b[1]);
+      }
+    }
+#pragma unroll
+    for (int m = 0; m < kTokenTiles; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float kept = gates.kept[m * 16 + half * 8 + lane / 4];
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          o_[m][j][2 * half] *= kept;
+          o_[m][j][2 * half + 1] *= kept;
+        }
+      }
+    }
+#pragma unroll
+    for (int t = 0; t < kTokenTiles; ++t) {
+      const uint4 n = added[t * 32 + lane];
+      const uint32_t b[2][2] = {{n.x, n.y}, {n.z, n.w}};
+#pragma unroll
+      for (int m = t; m < kTokenTiles; ++m) {
+        const uint4 tile = gates.mixing[triangle_tile(m, t)][lane];
+        const uint32_t a[4] = {tile.x, tile.y, tile.z, tile.w};
+        mma_f16(o_[m][0], a, b[0]);
+        mma_f16(o_[m][1], a, b[1]);
       }
     }
   }
+
+  // to: the lane's first column of the first token; of `tokens` tokens.
+  __device__ __forceinline__ void store(float* to, int stride, int64_t tokens, unsigned lane) const {
 #pragma unroll
-  for (int n = 0; n < kColumns / 8; ++n) {
+    for (int m = 0; m < kTokenTiles; ++m) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) c[n][i] += small[n][i];
+      for (int half = 0; half < 2; ++half) {
+        const unsigned token = m * 16 + half * 8 + lane / 4;
+        if (token >= tokens) continue;
+        *reinterpret_cast<float4*>(to + token * static_cast<int64_t>(stride)) = {
+            o_[m][0][2 * half], o_[m][0][2 * half + 1], o_[m][1][2 * half], o_[m][1][2 * half + 1]};
+      }
+    }
   }
-}
 
-// Stores a pair of columns as two summands in a matrix [2, 64, columns].
-template <int kColumns>
-__device__ __forceinline__ void store_split(bf16* m, unsigned row, unsigned column, float x, float y) {
-  uint32_t high;
-  uint32_t low;
-  split_bf16(x, y, high, low);
-  *reinterpret_cast<uint32_t*>(m + swizzled<kColumns>(row, column)) = high;
-  *reinterpret_cast<uint32_t*>(m + swizzled<kColumns>(kChunk + row, column)) = low;
-}
+ private:
+  static constexpr int kTokenTiles = kChunk / 16;
+  float o_[kTokenTiles][2][4];
+};
 
-// Block (column slice, value head): kColumns columns of the head's state, through all chunks. Eight warps:
-// the state update is 16 rows of Dk each, in registers; of the products with the state, the first four have
-// k's rows, the others q's.
+// Block (column slice, value head): kColumns columns of the head's state, through all chunks. Warps: the
+// state's, the outputs', and one that copies.
 template <int kKeyDim, int kColumns, int kStages>
-__global__ __launch_bounds__(kScanThreads) void scan_chunks(PrefillChunks in, Convolution convolution,
-                                                            float* recurrent_state, float* core,
-                                                            DeltaShape shape) {
+__global__ __launch_bounds__(kColumns * 4 + 32) void scan_chunks(PrefillChunks in, Convolution convolution,
+                                                                 float* recurrent_state, float* core,
+                                                                 DeltaShape shape) {
   using L = ScanLayout<kKeyDim, kColumns>;
-  constexpr int kTiles = kColumns / 8;
-  static_assert(kStages == 1 || kStages == 2);
   QWEN_DYNAMIC_SHARED(shared);
-  auto* const stages = reinterpret_cast<bf16*>(shared);
-  bf16* const operands = stages + kStages * L::kStage;
-  bf16* const state_operand = operands + L::kState;
-  bf16* const residual = operands + L::kResidual;
-  bf16* const added = operands + L::kAdded;
-  bf16* const decayed = operands + L::kDecayed;
-
   const int head = static_cast<int>(blockIdx.y);
   const int first_column = static_cast<int>(blockIdx.x) * kColumns;
   const unsigned thread = threadIdx.x;
-  const unsigned warp = thread / 32;
+  const unsigned panel = thread / 32 % L::kPanels;
+  const unsigned role = thread / 32 / L::kPanels;
   const unsigned lane = thread % 32;
-  const unsigned r = lane / 4;
-  const unsigned q = lane % 4;
   const int64_t tokens = convolution.tokens;
   const int chunks = static_cast<int>((tokens + kChunk - 1) / kChunk);
+  const ScanPipeline<kKeyDim, kColumns, kStages> pipeline(
+      ScanInputs<kKeyDim>(in, shape, head, first_column, chunks), shared, lane);
+  const auto handover = [&](int chunk) {
+    return reinterpret_cast<uint4*>(shared + L::handovers(kStages) +
+                                    (chunk % 2 * L::kPanels + static_cast<int>(panel)) * L::kHandover);
+  };
+
+  if (role == 0) {
+    float* const own_state = state_columns(recurrent_state, convolution, shape, head,
+                                           first_column + static_cast<int>(panel) * 16, lane);
+    StateColumns<kKeyDim> state;
+    state.load(own_state, shape.value_dim);  // before the wait: see cuda/launch.h
+    wait_for_previous_kernel();
+    let_next_kernel_start();
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      pipeline.wait_for_state(chunk, panel);
+      const unsigned char* const stage = shared + chunk % kStages * L::kStateStage;
+      state.advance(reinterpret_cast<const uint16_t*>(stage),
+                    reinterpret_cast<const uint16_t*>(stage + L::kV + panel * L::kPanel),
+                    *reinterpret_cast<const StateGates*>(stage + L::kStateGates), handover(chunk),
+                    handover(chunk) + L::kStateTiles * 32, lane);
+      pipeline.state_is_done(chunk, panel);
+    }
+    state.store(own_state, shape.value_dim);
+    return;
+  }
   wait_for_previous_kernel();
   let_next_kernel_start();
-
-  ChunkReader<kKeyDim, kColumns> reader(in, shape, head, first_column, thread);
-  if constexpr (kStages == 2) reader.copy_next(stages);
-
+  if (role == 2) {
+    pipeline.copy_all();
+    return;
+  }
   // The convolution's state was last read by the kernel before.
-  const unsigned channels = shape.channels();
-  for (unsigned channel = (blockIdx.y * gridDim.x + blockIdx.x) * kScanThreads + thread; channel < channels;
-       channel += gridDim.x * gridDim.y * kScanThreads) {
+  constexpr unsigned kThreads = L::kPanels * 32;
+  for (unsigned channel = (blockIdx.y * gridDim.x + blockIdx.x) * kThreads + thread % kThreads;
+       channel < static_cast<unsigned>(shape.channels()); channel += gridDim.x * gridDim.y * kThreads) {
     advance_convolution(convolution, shape, static_cast<int>(channel));
   }
-
-  const bool holds_state = warp < kKeyDim / 16;
-  const unsigned state_row = warp * 16 + r;  // and the row 8 below
-  float* const own_state =
-      recurrent_state +
-      ((convolution.slot[0] * shape.value_heads + head) * kKeyDim + state_row) * shape.value_dim +
-      first_column + 2 * q;
-  const int below = 8 * shape.value_dim;
-  float state[kTiles][4] = {};
-  const auto store_state_operand = [&] {
-#pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-      const unsigned column = n * 8 + 2 * q;
-      *reinterpret_cast<uint32_t*>(state_operand + swizzled<kColumns>(state_row, column)) =
-          pack_bf16(state[n][0], state[n][1]);
-      *reinterpret_cast<uint32_t*>(state_operand + swizzled<kColumns>(state_row + 8, column)) =
-          pack_bf16(state[n][2], state[n][3]);
-    }
-  };
-  if (holds_state) {
-#pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-      const auto above = *reinterpret_cast<const float2*>(own_state + n * 8);
-      const auto under = *reinterpret_cast<const float2*>(own_state + below + n * 8);
-      state[n][0] = above.x;
-      state[n][1] = above.y;
-      state[n][2] = under.x;
-      state[n][3] = under.y;
-    }
-    store_state_operand();
-  }
-
-  const bool has_keys = warp < 4;
-  const unsigned tile = warp % 4;
-  const unsigned row = tile * 16 + r;  // of the chunk; and the row 8 below
+  float* const own_core =
+      core + head * shape.value_dim + first_column + static_cast<int>(panel * 16 + lane % 4 * 4);
   for (int chunk = 0; chunk < chunks; ++chunk) {
-    if constexpr (kStages == 1) {
-      __syncthreads();  // no one reads the chunk before any more
-      reader.copy_next(stages);
-    }
-    copy_async_wait<0>();
-    __syncthreads();  // the chunk and the state operand are there, the chunk before is done with
-    const bf16* const stage = stages + chunk % kStages * L::kStage;
-    if (kStages == 2 && chunk + 1 < chunks) reader.copy_next(stages + (chunk + 1) % kStages * L::kStage);
-    const bf16* const k = stage + L::kK;
-    const auto* const decay = reinterpret_cast<const float*>(stage + L::kDecay);
-    const auto* const beta = reinterpret_cast<const float*>(stage + L::kBeta);
-
-    // k S or q S.
-    float c[kTiles][4] = {};
-    const bf16* const rows = has_keys ? k : stage + L::kQ;
-#pragma unroll
-    for (int d = 0; d < kKeyDim; d += 16) {
-      uint32_t a[4];
-      load_a<kKeyDim>(a, rows, tile * 16, d, lane);
-#pragma unroll
-      for (int n = 0; n < kColumns / 16; ++n) {
-        uint32_t b[2][2];
-        load_b<kColumns>(b, state_operand, d, n * 16, lane);
-        mma_bf16(c[2 * n], a, b[0]);
-        mma_bf16(c[2 * n + 1], a, b[1]);
-      }
-    }
-    const float kept[2] = {fast_exp(decay[row]), fast_exp(decay[row + 8])};  // of the state before the chunk
-#pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) c[n][i] *= kept[i / 2];
-    }
-    if (has_keys) {
-#pragma unroll
-      for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const unsigned own_row = row + 8 * half;
-          const unsigned column = n * 8 + 2 * q;
-          const uint32_t v =
-              *reinterpret_cast<const uint32_t*>(stage + L::kV + swizzled<kColumns>(own_row, column));
-          store_split<kColumns>(residual, own_row, column, beta[own_row] * (low_bf16(v) - c[n][2 * half]),
-                                beta[own_row] * (high_bf16(v) - c[n][2 * half + 1]));
-        }
-      }
-    }
-    __syncthreads();
-
-    const float last = decay[kChunk - 1];
-    if (has_keys) {
-      float n_rows[kTiles][4] = {};
-      multiply_triangular<kColumns>(n_rows, stage + L::kInverse, residual, tile, lane);
-      const float left[2] = {fast_exp(last - decay[row]), fast_exp(last - decay[row + 8])};
-#pragma unroll
-      for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const float x = n_rows[n][2 * half];
-          const float y = n_rows[n][2 * half + 1];
-          store_split<kColumns>(added, row + 8 * half, n * 8 + 2 * q, x, y);
-          store_split<kColumns>(decayed, row + 8 * half, n * 8 + 2 * q, x * left[half], y * left[half]);
-        }
-      }
-    }
-    __syncthreads();
-
-    if (holds_state) {
-      const float state_kept = fast_exp(last);
-#pragma unroll
-      for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) state[n][i] *= state_kept;
-      }
-#pragma unroll
-      for (int t = 0; t < kChunk; t += 16) {
-        uint32_t a[4];
-        load_a_transposed<kKeyDim>(a, k, t, warp * 16, lane);
-#pragma unroll
-        for (int n = 0; n < kColumns / 16; ++n) {
-          uint32_t b[2][2];
-          uint32_t b_low[2][2];
-          load_b<kColumns>(b, decayed, t, n * 16, lane);
-          load_b<kColumns>(b_low, decayed, kChunk + t, n * 16, lane);
-#pragma unroll
-          for (int j = 0; j < 2; ++j) {
-            mma_bf16(state[2 * n + j], a, b[j]);
-            mma_bf16(state[2 * n + j], a, b_low[j]);
-          }
-        }
-      }
-      store_state_operand();
-    }
-    if (!has_keys) {
-      multiply_triangular<kColumns>(c, stage + L::kMixing, added, tile, lane);
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int64_t token = static_cast<int64_t>(chunk) * kChunk + row + 8 * half;
-        if (token >= tokens) continue;
-        float* const to = core + token * shape.value_size() + head * shape.value_dim + first_column + 2 * q;
-#pragma unroll
-        for (int n = 0; n < kTiles; ++n) {
-          *reinterpret_cast<float2*>(to + n * 8) = {c[n][2 * half], c[n][2 * half + 1]};
-        }
-      }
-    }
-  }
-  if (holds_state) {
-#pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-      *reinterpret_cast<float2*>(own_state + n * 8) = {state[n][0], state[n][1]};
-      *reinterpret_cast<float2*>(own_state + below + n * 8) = {state[n][2], state[n][3]};
-    }
+    pipeline.wait_for_outputs(chunk, panel);
+    const unsigned char* const stage = shared + L::output_stages(kStages) + chunk % kStages * L::kOutputStage;
+    OutputColumns<kKeyDim> outputs;
+    outputs.multiply(reinterpret_cast<const uint16_t*>(stage),
+                     *reinterpret_cast<const OutputGates*>(stage + L::kOutputGates), handover(chunk),
+                     handover(chunk) + L::kStateTiles * 32, lane);
+    pipeline.outputs_are_done(chunk, panel);
+    const int64_t first = static_cast<int64_t>(chunk) * kChunk;
+    outputs.store(own_core + first * shape.value_size(), shape.value_size(), tokens - first, lane);
   }
 }
 
