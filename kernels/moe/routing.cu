@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "kernels/moe/choice.cuh"
+#include "kernels/moe/route_few.cuh"
 
 namespace qwen::cuda {
 
@@ -177,6 +178,22 @@ cudaError_t moe_sort(const int32_t* ids, int32_t* order, int32_t* offsets, void*
                                    shape.experts, total, per_block));
   return launch(scatter_choices, {grid, dim3(kSortThreads)}, stream, ids, counts, order, offsets,
                 shape.experts, total, per_block);
+}
+
+cudaError_t moe_route(const float* logits, int32_t* ids, float* weights, int32_t* order, int32_t* offsets,
+                      void* scratch, MoeShape shape, int64_t tokens, cudaStream_t stream) {
+  if (tokens < 1 || !has_valid_choices(shape) || !has_valid_size(shape, tokens)) return cudaErrorInvalidValue;
+  const int blocks = max_cluster_blocks();
+  if (tokens > int64_t{blocks} * kFewWarps) {
+    QWEN_RETURN_IF_CUDA_ERROR(router_prefill(logits, ids, weights, shape, tokens, stream));
+    return moe_sort(ids, order, offsets, scratch, shape, tokens, stream);
+  }
+  const int count = static_cast<int>(tokens);
+  const FewRoutes routes = {
+      logits, ids, weights, order, offsets, shape.experts, shape.top_k, count, (count + blocks - 1) / blocks};
+  const size_t bytes = static_cast<size_t>(FewRoutesLayout(blocks, shape.experts).bytes);
+  const unsigned cluster = static_cast<unsigned>(blocks);
+  return launch(route_few, {dim3(cluster), dim3(kFewThreads), bytes, cluster}, stream, routes);
 }
 
 size_t moe_sort_scratch(MoeShape shape, int64_t tokens) {
