@@ -6,12 +6,15 @@
 // may call let_next_kernel_start() as soon as it gains nothing more from having the machine to itself.
 //
 // A copy or fill in the stream is no part of this: what it wrote is there before the kernel after it begins,
-// and so for all kernels after that. Four kernels read more than weights before they wait:
+// and so for all kernels after that. Six kernels read more than weights before they wait:
 //   moe_down_decode the router's logits and the residual: its predecessor, moe_gate_up_decode, lets it start
 //     only after its own wait, when they are visible. It must follow that kernel directly.
+//   moe_down_prefill, of few tokens an expert, the routing: its predecessor, moe_gate_up_prefill, lets it
+//     start only after its own wait, when that is visible. It must follow that kernel directly.
 //   sample slots and the sessions' options: no kernel writes these.
 //   delta_step_decode (and delta_prefill, where it goes token by token) slots and their states, of which
 //     holds what follows.
+//   scan_chunks slots and their states: prepare_chunks, before it, lets it start only after its own wait.
 //   attention_decode positions and slots, and of these slots the keys and values before the position. What
 //     wrote them must be over when it begins: a step's last kernel, publish, lets its successor start only
 //     after its own wait and its writes, so what a step wrote is there before the next one begins.

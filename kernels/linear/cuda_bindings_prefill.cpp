@@ -16,8 +16,13 @@ void bind_linear_prefill(pybind11::module_& m) {
       .value("SWIGLU", kSwigluPrefill)
       .value("MOE_GATE_UP", kMoeGateUpPrefill)
       .value("MOE_DOWN", kMoeDownPrefill);
-  m.def("override_prefill_config",
-        [](PrefillKernel kernel, int tokens, int rows) { prefill_overrides[kernel] = {tokens, rows}; });
+  m.def(
+      "override_prefill_config",
+      [](PrefillKernel kernel, int tokens, int rows, int together, bool tile_each) {
+        prefill_overrides[kernel] = {tokens, rows, together, tile_each};
+      },
+      pybind11::arg("kernel"), pybind11::arg("tokens"), pybind11::arg("rows"), pybind11::arg("together") = 0,
+      pybind11::arg("tile_each") = false);
   m.def("prefill_config", [](PrefillKernel kernel, int n, int k, int group, int64_t rows, int architecture) {
     const PrefillConfig config = prefill_config(kernel, n, k, group, rows, architecture);
     return std::pair(config.tokens, config.rows);

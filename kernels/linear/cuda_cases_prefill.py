@@ -45,15 +45,25 @@ CORRECTNESS = [
 # Each width of a tile, filled and not, of tokens, features and columns.
 FLOAT_EMULATED = [
     PrefillCase(1, 32, 1, 32),
+    PrefillCase(9, 1096, 90, 32),
+    PrefillCase(16, 200, 40, 32),
+    PrefillCase(30, 1096, 23, 32),
     PrefillCase(33, 96, 65, 32),
     PrefillCase(64, 448, 64, 64),
+    PrefillCase(150, 224, 70, 32),
+    PrefillCase(130, 160, 136, 32),
     PrefillCase(194, 416, 65, 32),
     PrefillCase(1281, 96, 97, 32),
 ]
 FLOAT_CORRECTNESS = [
     *FLOAT_EMULATED,
+    PrefillCase(50, 5128, 256, 32),
+    PrefillCase(200, 2048, 256, 32),
     PrefillCase(500, 2048, 257, 32),
+    PrefillCase(500, 2048, 256, 32),
     PrefillCase(1642, 2048, 64, 32),
+    PrefillCase(1642, 2048, 256, 32),
+    PrefillCase(4095, 2048, 256, 32),
     PrefillCase(2048, 2048, 1024, 32),
 ]
 

@@ -32,6 +32,47 @@ __device__ __forceinline__ void dequantize_half(uint32_t (&a)[2][4], uint32_t fi
   }
 }
 
+// The same in three quarters of the instructions, and a constant factor smaller, so that any scale of a model
+// fits: a code, plus 8, as bits 4 to 7 of a bfloat16 is 2^-129 times as many, a denormal number or the first
+// after those. One fma makes the product with the scale of it, rounded once, as is the product of the code.
+inline constexpr float kDequantizedLess = 256;
+
+struct Scales {
+  __device__ __forceinline__ explicit Scales(uint32_t scales) {
+    const uint32_t large = 0x7c007c00U;  // 2^121
+    const uint32_t eight = 0xbd00bd00U;  // -8 / 256
+    const __nv_bfloat162 both = reinterpret_cast<const __nv_bfloat162&>(scales);
+    factor = __hmul2(both, reinterpret_cast<const __nv_bfloat162&>(large));
+    offset = __hmul2(both, reinterpret_cast<const __nv_bfloat162&>(eight));
+  }
+  __nv_bfloat162 factor;
+  __nv_bfloat162 offset;
+};
+
+__device__ __forceinline__ void dequantize_half_less(uint32_t (&a)[2][4], uint32_t first, uint32_t eighth,
+                                                     const Scales& scales) {
+  const auto make = [](uint32_t word, __nv_bfloat162 factor, __nv_bfloat162 offset) {
+    const uint32_t code = and_xor(word, 0x00f000f0U, 0x00800080U);
+    const __nv_bfloat162 product = __hfma2(reinterpret_cast<const __nv_bfloat162&>(code), factor, offset);
+    return reinterpret_cast<const uint32_t&>(product);
+  };
+  const auto low = [&](uint32_t word) {
+    return make(word, __low2bfloat162(scales.factor), __low2bfloat162(scales.offset));
+  };
+  const auto high = [&](uint32_t word) {
+    return make(word, __high2bfloat162(scales.factor), __high2bfloat162(scales.offset));
+  };
+#pragma unroll
+  for (int block = 0; block < 2; ++block) {
+    const uint32_t p = first >> (8 * block);
+    const uint32_t q = eighth >> (8 * block);
+    a[block][0] = low(p << 4);
+    a[block][1] = high(q << 4);
+    a[block][2] = low(p);
+    a[block][3] = high(q);
+  }
+}
+
 // acc += a x^T for 32 columns of a stage of tokens [kTokens][64], chunks of 16 bytes swizzled by the row.
 template <int kRowTiles, int kTokens>
 __device__ __forceinline__ void multiply_half(float (&acc)[kRowTiles][kTokens / 8][4],

@@ -15,24 +15,43 @@ struct Arguments {
   const int32_t* offsets;  // [experts + 1]
   int experts;
   int top_k;
-  int tokens;          // dense only
+  int tokens;          // dense only, as is the next
+  int width;           // tokens of a tile, a multiple of 8
   int feature_blocks;  // blocks of features
-  int tiles;           // as many times the token tiles; routed, those that any routing can need
+  int token_tiles;     // routed: those that any routing can need
+  int together;        // token tiles that all meet a block of features before any meets the next
+  int tiles;           // feature_blocks * token_tiles
 };
 
-// Tile `index` of all; its features are those of feature_block. Neighbours share what there is less of in L2:
-// dense, weights; routed, an expert's rows, for its weights are read once anyway.
+// Tile `index` of all; its features are those of feature_block. What runs at a time are neighbours: they
+// share the weights of a block of features and, of few token tiles at once, their rows, so that L2 delivers
+// both.
 template <typename T, Rows kRows>
-__device__ __forceinline__ TokenTile find_tile(const Arguments& g, int index, int& feature_block) {
+__device__ __forceinline__ TokenTile tile_at(const Arguments& g, int index, int& feature_block, bool& last) {
+  const int first = index / (g.together * g.feature_blocks) * g.together;
+  const int together = min(g.together, g.token_tiles - first);
+  const int rest = index - first * g.feature_blocks;
+  feature_block = rest / together;
+  const int token_tile = first + rest % together;
+  last = token_tile == first;  // no more, if it is empty
   if constexpr (kRows == Rows::kDense) {
-    const int token_tiles = (g.tokens + T::kTokens - 1) / T::kTokens;
-    feature_block = index / token_tiles;
-    const int begin = index % token_tiles * T::kTokens;
-    return {0, begin, index < g.tiles ? min(T::kTokens, g.tokens - begin) : 0};
+    const int begin = token_tile * g.width;
+    return {0, begin, min(g.width, g.tokens - begin)};
   } else {
-    feature_block = index % g.feature_blocks;
-    return find_tile<T::kTokens>(g.offsets, g.experts, index / g.feature_blocks);
+    return find_tile<T::kTokens, T::kPipelined>(g.offsets, g.experts, token_tile);
   }
+}
+
+// The first tile of the block's, `index` and on, that has rows; without any, there is no more.
+template <typename T, Rows kRows>
+__device__ __forceinline__ TokenTile next_tile(const Arguments& g, int& index, int& feature_block) {
+  for (; index < g.tiles; index += static_cast<int>(gridDim.x)) {
+    bool last;
+    const TokenTile tile = tile_at<T, kRows>(g, index, feature_block, last);
+    if (tile.count > 0) return tile;
+    if (last) break;
+  }
+  return {0, 0, 0};
 }
 
 // Instructions are as short as shared memory's bandwidth here, so what a step needs is kept ready: pointers
@@ -59,7 +78,7 @@ class Loader {
                      : kNone;
     const int ragged = g.w.k % kDepth;  // columns of the last step, where they are not all
     ragged_step_ = ragged != 0 && token_column() >= ragged ? steps_ - 1 : kNone;
-    ask_rows();
+    ask_rows(index_);
     enter();
   }
 
@@ -111,11 +130,11 @@ class Loader {
   // A multiple of 32 bytes: of a group of 128, every second step's.
   __device__ __forceinline__ int scale_offset(int step) const { return step << scale_shift_ & ~31; }
 
-  // The numbers of the rows of tile index_, which come when they are first used.
-  __device__ __forceinline__ void ask_rows() {
+  // The numbers of the rows of tile `index`, which come when they are first used.
+  __device__ __forceinline__ void ask_rows(int index) {
     if constexpr (kAsksAhead) {
       int feature_block;
-      const TokenTile tile = find_tile<T, kRows>(g_, index_, feature_block);
+      const TokenTile tile = next_tile<T, kRows>(g_, index, feature_block);
 #pragma unroll
       for (int i = 0; i < kCopies; ++i) choices_[i] = choice(tile, threadIdx.x / 8 + kRowsAtOnce * i);
     }
@@ -126,7 +145,7 @@ class Loader {
 
   __device__ __forceinline__ void enter() {
     int feature_block;
-    const TokenTile tile = find_tile<T, kRows>(g_, index_, feature_block);
+    const TokenTile tile = next_tile<T, kRows>(g_, index_, feature_block);
     step_ = 0;
     count_ = tile.count;
     if (count_ == 0) return;
@@ -154,11 +173,7 @@ class Loader {
       tokens_[i] =
           reinterpret_cast<const unsigned char*>(g_.x + static_cast<int64_t>(row) * g_.w.k + token_column());
     }
-    if constexpr (kAsksAhead) {
-      index_ += static_cast<int>(gridDim.x);
-      ask_rows();
-      index_ -= static_cast<int>(gridDim.x);
-    }
+    ask_rows(index_ + static_cast<int>(gridDim.x));
   }
 
   const Arguments& g_;

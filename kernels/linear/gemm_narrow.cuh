@@ -9,24 +9,24 @@
 
 namespace qwen::cuda::gemm {
 
-template <int kRowTiles>
+template <int kRowTiles, int kTokenCount>
 struct NarrowTile {
   static constexpr int kWarps = 8;
   static constexpr int kThreads = 32 * kWarps;
-  static constexpr int kTokens = 32;
+  static constexpr int kTokens = kTokenCount;
   static constexpr int kTokenBytes = kTokens * kRowBytes;
   static constexpr int kStageBytes = kTokenBytes + kRowTiles * (kWeightBytes + kScaleBytes);  // a warp's
-  static constexpr int kStages = 4;
+  static constexpr int kStages = kWarps * kStageBytes * 4 < 226 * 1024 ? 4 : 3;
   static constexpr int kSumBytes = kWarps * kRowTiles * kTokens / 8 * 32 * static_cast<int>(sizeof(float4));
   static constexpr int kSharedBytes = kWarps * kStages * kStageBytes;
   static_assert(kSumBytes <= kSharedBytes);
 };
 
-// A block makes kRowTiles tile rows by 32 tokens.
-template <int kRowTiles, Output kOutput>
-__global__ void __launch_bounds__(NarrowTile<kRowTiles>::kThreads)
+// A block makes kRowTiles tile rows by kTokens tokens.
+template <int kRowTiles, int kTokens, Output kOutput>
+__global__ void __launch_bounds__(NarrowTile<kRowTiles, kTokens>::kThreads)
     multiply_narrow(const __grid_constant__ Arguments g) {
-  using N = NarrowTile<kRowTiles>;
+  using N = NarrowTile<kRowTiles, kTokens>;
   using T = Tile<N::kWarps, 1, N::kTokens, kOutput>;  // of the warps that write
   static_assert(N::kSumBytes + kRowTiles * T::kStagingBytes <= N::kSharedBytes);
   QWEN_DYNAMIC_SHARED(shared);
@@ -140,12 +140,12 @@ __global__ void __launch_bounds__(NarrowTile<kRowTiles>::kThreads)
                                               g.residual, g.y, feature, features, count, row_of);
 }
 
-template <int kRowTiles, Output kOutput>
+template <int kRowTiles, int kTokens, Output kOutput>
 cudaError_t launch_narrow(const Arguments& arguments, cudaStream_t stream) {
-  using N = NarrowTile<kRowTiles>;
+  using N = NarrowTile<kRowTiles, kTokens>;
   const int64_t blocks = (int64_t{arguments.tokens} + N::kTokens - 1) / N::kTokens *
                          ((arguments.w.row_tiles() + kRowTiles - 1) / kRowTiles);
-  return launch(multiply_narrow<kRowTiles, kOutput>,
+  return launch(multiply_narrow<kRowTiles, kTokens, kOutput>,
                 {dim3(static_cast<unsigned>(blocks)), dim3(N::kThreads), N::kSharedBytes}, stream, arguments);
 }
 

@@ -36,7 +36,16 @@ __device__ __forceinline__ void store_transposed(unsigned char* staging, int pit
 }
 
 __device__ __forceinline__ float swiglu(float gate, float up) {
+#ifdef QWEN_CUDA_EMULATION
   return __fdividef(gate, 1 + __expf(-gate)) * up;
+#else
+  // Denormal numbers are zeros here: to keep them takes more instructions than all the rest.
+  float power;
+  float sigmoid;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(gate * -1.4426950408889634F));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(sigmoid) : "f"(1 + power));
+  return gate * sigmoid * up;
+#endif
 }
 
 // The 16 bytes of `a` plus those of `b`, as bfloat16.
@@ -58,7 +67,8 @@ __device__ __forceinline__ void write_tile(const float (&acc)[kRowTiles][kTokens
   constexpr int kPieces = 16 * kChunks;      // of sixteen tokens
   constexpr int kPerLane = (kPieces + 31) / 32;
   constexpr bool kPlainDense = kDense && kOutput == Output::kPlain;
-  const int lane = threadIdx.x % 32;
+  int lane = threadIdx.x % 32;
+  settle(lane);  // or what follows from it is computed, and kept, before the products
   if (feature >= features) return;
   const bool narrow = kPlainDense && features % 8 != 0;
   const bool add = kPlainDense && residual != nullptr && !narrow;
@@ -72,12 +82,15 @@ __device__ __forceinline__ void write_tile(const float (&acc)[kRowTiles][kTokens
     staged = piece / kChunks * T::kStagingPitch + 16 * chunk;
     return true;
   };
+  // Of an odd number of eights, the last is there twice.
+  constexpr int kEights = kTokens / 8;
+  const auto eight = [](int j) { return j < kEights ? j : kEights - 1; };
   size_t at;
   int staged;
-  constexpr int kBatch = kTokens < 64 ? kTokens / 16 : 4;
+  constexpr int kBatch = kRowTiles > 1 ? 2 : kTokens < 64 ? kTokens / 16 : 4;  // as registers are left
   uint4 added[kPlainDense ? kBatch : 1][kPerLane];
 #pragma unroll
-  for (int j = 0; j < kTokens / 16; ++j) {
+  for (int j = 0; j < (kTokens + 15) / 16; ++j) {
     if (16 * j >= count) break;
     if constexpr (kPlainDense) {
       if (j % kBatch == 0) {  // several at once: each would be a round trip of its own
@@ -97,7 +110,7 @@ __device__ __forceinline__ void write_tile(const float (&acc)[kRowTiles][kTokens
 #pragma unroll
       for (int i = 0; i < kRowTiles; ++i) {
         const float (&c)[4] = acc[i][2 * j];
-        const float (&d)[4] = acc[i][2 * j + 1];
+        const float (&d)[4] = acc[i][eight(2 * j + 1)];
         const uint32_t m[4] = {pack_bf16(c[0], c[1]), pack_bf16(c[2], c[3]), pack_bf16(d[0], d[1]),
                                pack_bf16(d[2], d[3])};
         store_transposed<4, 2>(staging + 32 * i, T::kStagingPitch, m);
@@ -106,10 +119,18 @@ __device__ __forceinline__ void write_tile(const float (&acc)[kRowTiles][kTokens
       uint32_t m[2 * kRowTiles];
 #pragma unroll
       for (int i = 0; i < 2 * kRowTiles; ++i) {
-        const float (&c)[4] = acc[i % kRowTiles][2 * j + i / kRowTiles];
+        const float (&c)[4] = acc[i % kRowTiles][eight(2 * j + i / kRowTiles)];
         m[i] = pack_bf16(swiglu(c[0], c[2]), swiglu(c[1], c[3]));
       }
-      store_transposed<2 * kRowTiles, kRowTiles>(staging, T::kStagingPitch, m);
+      if constexpr (kRowTiles <= 2) {
+        store_transposed<2 * kRowTiles, kRowTiles>(staging, T::kStagingPitch, m);
+      } else {
+        static_assert(kRowTiles == 4);
+        const uint32_t first[4] = {m[0], m[1], m[2], m[3]};
+        const uint32_t second[4] = {m[4], m[5], m[6], m[7]};
+        store_transposed<4, 4>(staging, T::kStagingPitch, first);
+        store_transposed<4, 4>(staging + 8 * T::kStagingPitch, T::kStagingPitch, second);
+      }
     }
     __syncwarp();
 #pragma unroll

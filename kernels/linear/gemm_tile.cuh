@@ -21,6 +21,8 @@ struct Tile {
   static constexpr int kThreads = 32 * kWarps;
   static constexpr int kTokens = kTokenCount;
   static constexpr int kTileRows = kWarps * kRowTiles;
+  // On sm_90a: warps that only copy, beside these (gemm_pipeline.cuh).
+  static constexpr bool kPipelined = kRowTiles * kTokens > 128;
   static constexpr int kFeatures = (kOutput == Output::kSwiglu ? 8 : 16) * kRowTiles;  // of y, a warp's
   // A stage: tokens, which warpgroup products take from a multiple of 1024 bytes, weights, scales.
   static constexpr int kTokenBytes = kTokens * kRowBytes;
@@ -30,8 +32,8 @@ struct Tile {
   static constexpr int kStagingPitch = 2 * kFeatures + 16;  // conflict-free for rows of 16 bytes
   static constexpr int kStagingBytes = 16 * kStagingPitch;  // a warp's: sixteen tokens
   // A multiprocessor's: as many as have registers for their accumulators, one, two or three.
-  static constexpr int kBlocks = kRowTiles * kTokens > 128 ? 1 : kRowTiles * kTokens > 32 ? 2 : 3;
-  // Two blocks fit on sm_90, and one where there are 99 KiB; the largest is for sm_90 alone.
+  static constexpr int kBlocks = kPipelined ? 1 : kRowTiles * kTokens > 32 ? 2 : 3;
+  // Two blocks fit on sm_90, and one where there are 99 KiB; the largest are for sm_90 alone.
   static constexpr int kMostBytes = (kBlocks == 1 ? 200 : 96) * 1024;
   static constexpr int kFit = (kMostBytes - 1024 - kWarps * kStagingBytes) / kStageBytes;
   static constexpr int kStages = kFit < 6 ? kFit : 6;
@@ -62,9 +64,9 @@ __device__ __forceinline__ int locate(int count, int& index) {
   return owner;
 }
 
-// Tile `index` when every expert's rows are cut into tiles of kTokens; past the last, every one is empty.
-// Every warp finds it for itself.
-template <int kTokens>
+// Tile `index` when every expert's rows are cut into tiles of kTokens, or with kEven into as many that are
+// alike, of a multiple of eight; past the last, every one is empty. Every warp finds it for itself.
+template <int kTokens, bool kEven = false>
 __device__ __forceinline__ TokenTile find_tile(const int32_t* offsets, int experts, int index) {
   const auto tiles = [&](int expert) {
     return expert < experts ? (offsets[expert + 1] - offsets[expert] + kTokens - 1) / kTokens : 0;
@@ -77,8 +79,10 @@ __device__ __forceinline__ TokenTile find_tile(const int32_t* offsets, int exper
   const int owner = locate(count, index);
   if (owner < 0) return {0, 0, 0};
   const int expert = owner * per_lane + locate(lane < per_lane ? tiles(owner * per_lane + lane) : 0, index);
-  const int begin = offsets[expert] + index * kTokens;
-  return {expert, begin, min(kTokens, offsets[expert + 1] - begin)};
+  const int rows = offsets[expert + 1] - offsets[expert];
+  const int pieces = (rows + kTokens - 1) / kTokens;
+  const int width = kEven ? ((rows + pieces - 1) / pieces + 7) / 8 * 8 : kTokens;
+  return {expert, offsets[expert] + index * width, min(width, rows - index * width)};
 }
 
 }  // namespace qwen::cuda::gemm

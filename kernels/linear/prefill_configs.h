@@ -11,20 +11,32 @@
 namespace qwen::cuda {
 
 struct PrefillConfig {
-  int tokens;  // of a tile: 16, 32 or 128; of experts 8, 16, 32, 64 or 96
-  int rows;    // tile rows of a tile: 8; 16 of the largest tiles, and of experts' smallest (gemm_few.cuh); 1,
-               // of dense tiles of 32 tokens: few, whose columns the warps share out (gemm_narrow.cuh)
+  int tokens;  // of a tile: 16, 32 or 128; of experts 8, too, and 64
+  int rows;  // tile rows of a tile: 8; 16 of the largest tiles, of experts' of 64 tokens, which may have 32,
+             // and of experts' smallest (gemm_few.cuh); 1, of dense tiles of 32 tokens: few, whose columns
+             // the warps share out (gemm_narrow.cuh)
+  // The order of tiles (gemm::Order), for sweeps; the tables leave it to the kernels. Not of the last two.
+  int together = 0;        // 0: what is best
+  bool tile_each = false;  // a block a tile instead of a persistent grid
 };
 
 enum PrefillKernel { kLinearPrefill, kSwigluPrefill, kMoeGateUpPrefill, kMoeDownPrefill, kPrefillKernels };
 
 constexpr bool is_valid(PrefillKernel kernel, PrefillConfig config) {
   const bool experts = kernel == kMoeGateUpPrefill || kernel == kMoeDownPrefill;
-  const bool largest = config.tokens == (experts ? 96 : 128);
-  if (config.rows == 16)
-    return largest || (experts && (config.tokens == 8 || config.tokens == 16 || config.tokens == 64));
-  if (config.rows == 1) return !experts && config.tokens == 32;
-  return config.rows == 8 && (largest || config.tokens == 16 || config.tokens == 32);
+  const int tokens = config.tokens;
+  switch (config.rows) {
+    case 1:
+      return !experts && tokens == 32;
+    case 8:
+      return tokens == 16 || tokens == 32 || (!experts && tokens == 128);
+    case 16:
+      return tokens == 128 || (experts && (tokens == 8 || tokens == 16 || tokens == 64));
+    case 32:
+      return experts && tokens == 64;
+    default:
+      return false;
+  }
 }
 
 using TunedPrefill = Tuned<PrefillKernel, PrefillConfig>;
@@ -56,9 +68,8 @@ constexpr PrefillConfig default_prefill_config(PrefillKernel kernel, int n, int6
     if ((rows + 31) / 32 * feature_blocks <= kFull) return {32, 1};
     return {rows > 16 ? 32 : 16, 8};
   }
-  if (rows > 40) return {96, 16};
   if (rows <= 11) return {rows > 5 ? 16 : 8, 16};
-  return rows > 24 ? PrefillConfig{64, 16} : PrefillConfig{32, 8};
+  return rows < 64 ? PrefillConfig{64, 32} : PrefillConfig{128, 16};
 }
 
 // rows: tokens, or of experts the rows that one is expected to have, T A / E.

@@ -80,6 +80,16 @@ __device__ __forceinline__ void warpgroup_mma(float (&c)[4][4], const uint32_t (
       : QWEN_SUMS_4(0)
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
+__device__ __forceinline__ void warpgroup_mma(float (&c)[6][4], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile(
+      "{\n.reg .pred accumulate;\nsetp.eq.u32 accumulate, 0, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n48k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "
+      "%19, %20, %21, %22, %23}, "
+      "{%24, %25, %26, %27}, %28, accumulate, 1, 1, 0;\n}"
+      : QWEN_SUMS_4(0), QWEN_SUMS_2(4)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
 template <bool kColumns = false>
 __device__ __forceinline__ void warpgroup_mma(float (&c)[8][4], const uint32_t (&a)[4], uint64_t b) {
   asm volatile(
@@ -111,6 +121,18 @@ __device__ __forceinline__ void warpgroup_mma(float (&c)[12][4], const uint32_t 
       "%34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47}, "
       "{%48, %49, %50, %51}, %52, accumulate, 1, 1, 0;\n}"
       : QWEN_SUMS_8(0), QWEN_SUMS_4(8)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+__device__ __forceinline__ void warpgroup_mma(float (&c)[14][4], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile(
+      "{\n.reg .pred accumulate;\nsetp.eq.u32 accumulate, 0, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n112k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "
+      "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "
+      "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "
+      "%53, %54, %55}, "
+      "{%56, %57, %58, %59}, %60, accumulate, 1, 1, 0;\n}"
+      : QWEN_SUMS_8(0), QWEN_SUMS_4(8), QWEN_SUMS_2(12)
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 template <bool kColumns = false>

@@ -50,6 +50,10 @@ cudaError_t moe_sort(const int32_t* ids, int32_t* order, int32_t* offsets, void*
                      int64_t tokens, cudaStream_t stream);
 size_t moe_sort_scratch(MoeShape shape, int64_t tokens);
 
+// Prefill, 1 and 2: both at once, of few tokens by one kernel. scratch: moe_sort_scratch bytes.
+cudaError_t moe_route(const float* logits, int32_t* ids, float* weights, int32_t* order, int32_t* offsets,
+                      void* scratch, MoeShape shape, int64_t tokens, cudaStream_t stream);
+
 // Prefill, 3: act [T A, I], in sorted order: silu(gate) * up of x[order / A]. x [T, D].
 cudaError_t moe_gate_up_prefill(const bf16* x, const int32_t* order, const int32_t* offsets,
                                 Int4Experts gate_up, bf16* act, MoeShape shape, int64_t tokens,
@@ -59,8 +63,10 @@ cudaError_t moe_gate_up_prefill(const bf16* x, const int32_t* order, const int32
 cudaError_t moe_down_prefill(const bf16* act, const int32_t* order, const int32_t* offsets, Int4Experts down,
                              bf16* choices, MoeShape shape, int64_t tokens, cudaStream_t stream);
 
-// What the routed experts of prefill multiply their int4 weights with. Rows are quantized once, each token's
-// groups of 128 columns on their own.
+// What the routed experts of prefill multiply their int4 weights with. Rows are quantized once: int8 each
+// group of 128 columns on its own, e4m3 each row. The error against float32, of random activations: 1e-2 and
+// 4e-2 of what gate_up makes, 7e-3 and 3e-2 of down's; with columns twenty times as large as the others 3e-2
+// of gate_up, both.
 enum class ExpertActivations : int {
   kBfloat16 = 0,
   kInt8 = 1,

@@ -16,6 +16,7 @@ void bind_moe_prefill(py::module_& m) {
   }
   bind(m, "router_prefill", &router_prefill);
   bind(m, "moe_sort", &moe_sort);
+  bind(m, "moe_route", &moe_route);
   bind(m, "moe_sort_scratch", &moe_sort_scratch);
   bind(m, "moe_gate_up_prefill", &moe_gate_up_prefill);
   bind(m, "moe_down_prefill", &moe_down_prefill);

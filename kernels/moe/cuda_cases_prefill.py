@@ -25,7 +25,8 @@ class MoePrefillCase:
     routing: str = "random"
 
 
-# Small enough to emulate: every width of a token tile, experts with nothing, one token more than a tile.
+# Small enough to emulate: every width of a token tile, experts with nothing, one token more than a tile, rows
+# of a multiple of 128 columns with scales for each group.
 EMULATED = [
     MoePrefillCase(1, 32, 4, 32, 1, 32),
     MoePrefillCase(2, 96, 16, 96, 4, 32),
@@ -36,6 +37,7 @@ EMULATED = [
     MoePrefillCase(129, 64, 8, 192, 3, 64),
     MoePrefillCase(130, 192, 3, 320, 2, 32, "one"),
     MoePrefillCase(330, 64, 2, 32, 2, 32),
+    *(MoePrefillCase(100, 384, 3, 128, 2, group) for group in (32, 64, 128)),
 ]
 # Every width again, over many steps, and as many experts as Qwen3.5-35B-A3B has; small enough for a float32
 # reference.

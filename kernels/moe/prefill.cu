@@ -18,16 +18,20 @@ using gemm::Output;
 using gemm::Rows;
 
 template <int kRowTiles, int kTokens, Output kOutput, Rows kRows>
-cudaError_t multiply_experts(const gemm::Arguments& arguments, int64_t choices, cudaStream_t stream) {
+cudaError_t multiply_experts(const gemm::Arguments& arguments, int64_t choices, PrefillConfig config,
+                             cudaStream_t stream) {
   const int64_t most = choices / kTokens + std::min<int64_t>(arguments.experts, choices);
-  return gemm::launch_multiply<8, kRowTiles, kTokens, kOutput, kRows>(arguments, most, stream);
+  // An expert's weights are read once anyway, so that neighbours share rows.
+  const gemm::Order order = {std::max(1, config.together), config.tile_each};
+  return gemm::launch_multiply<kRowTiles, kTokens, kOutput, kRows>(arguments, most, order, stream);
 }
 
 // One or two times eight tokens a tile.
 template <int kPieces, Output kOutput, Rows kRows>
-cudaError_t multiply_few_rows(const gemm::Arguments& arguments, int64_t choices, cudaStream_t stream) {
+cudaError_t multiply_few_rows(const gemm::Arguments& arguments, int64_t choices, PrefillConfig config,
+                              cudaStream_t stream) {
   if (!gemm::few_fit<kPieces>(arguments.w)) {
-    return multiply_experts<1, 16, kOutput, kRows>(arguments, choices, stream);
+    return multiply_experts<1, 16, kOutput, kRows>(arguments, choices, config, stream);
   }
   const int64_t most = choices / (8 * kPieces) + std::min<int64_t>(arguments.experts, choices);
   return gemm::multiply_few<kPieces, kOutput, kRows>(arguments, most, stream);
@@ -51,18 +55,20 @@ cudaError_t experts(PrefillKernel kernel, gemm::Arguments arguments, const MoeSh
       prefill_config(kernel, arguments.w.n, arguments.w.k, arguments.w.group, choices / shape.experts);
   switch (config.tokens) {
     case 8:
-      return multiply_few_rows<1, kOutput, kRows>(arguments, choices, stream);
+      return multiply_few_rows<1, kOutput, kRows>(arguments, choices, config, stream);
     case 16:
-      return config.rows == 16 ? multiply_few_rows<2, kOutput, kRows>(arguments, choices, stream)
-                               : multiply_experts<1, 16, kOutput, kRows>(arguments, choices, stream);
+      return config.rows == 16 ? multiply_few_rows<2, kOutput, kRows>(arguments, choices, config, stream)
+                               : multiply_experts<1, 16, kOutput, kRows>(arguments, choices, config, stream);
     case 32:
-      return multiply_experts<1, 32, kOutput, kRows>(arguments, choices, stream);
+      return multiply_experts<1, 32, kOutput, kRows>(arguments, choices, config, stream);
     case 64:
-      return multiply_experts<2, 64, kOutput, kRows>(arguments, choices, stream);
-    case 96:
-      return config.rows == 16 && gemm::fits<gemm::Tile<8, 2, 96, kOutput>>()
-                 ? multiply_experts<2, 96, kOutput, kRows>(arguments, choices, stream)
-                 : multiply_experts<1, 96, kOutput, kRows>(arguments, choices, stream);
+      return config.rows == 32 && gemm::fits<gemm::Tile<8, 4, 64, kOutput>>()
+                 ? multiply_experts<4, 64, kOutput, kRows>(arguments, choices, config, stream)
+                 : multiply_experts<2, 64, kOutput, kRows>(arguments, choices, config, stream);
+    case 128:
+      return gemm::fits<gemm::Tile<8, 2, 128, kOutput>>()
+                 ? multiply_experts<2, 128, kOutput, kRows>(arguments, choices, config, stream)
+                 : multiply_experts<2, 64, kOutput, kRows>(arguments, choices, config, stream);
     default:
       return cudaErrorInvalidValue;
   }

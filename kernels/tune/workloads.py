@@ -46,13 +46,13 @@ class Model:
 QWEN3_5_35B_A3B = Model()
 
 # Where a line of a prefill table may begin: tokens, and rows that an expert is expected to have.
-TOKENS = (32, 64, 128, 256, 512, 1024, 1536, 2048)
-EXPERT_ROWS = (2, 4, 8, 16, 32, 48, 64, 128)
+TOKENS = (32, 64, 128, 256, 512, 1024, 1536, 2048, 4096, 8192)
+EXPERT_ROWS = (2, 4, 6, 8, 12, 16, 32, 48, 64, 128, 256)
 
 # {blocks_per_sm} (linear/decode_configs.h) and {tokens, rows} (linear/prefill_configs.h).
 _DECODE = ((1,), (2,))
 _DENSE = ((16, 8), (32, 8), (32, 1), (128, 8), (128, 16))
-_EXPERTS = ((8, 16), (16, 16), (16, 8), (32, 8), (64, 16), (96, 8), (96, 16))
+_EXPERTS = ((8, 16), (16, 16), (16, 8), (32, 8), (64, 16), (64, 32), (128, 16))
 CONFIGS: dict[tuple[str, str], tuple[Config, ...]] = {
     ("decode", "LINEAR"): _DECODE,
     ("decode", "HEAD"): _DECODE,

@@ -12,7 +12,7 @@ from qwen_runner.kernels.cuda_native import Gpu
 from qwen_runner.kernels.linear.int4_tiles import dequantize_tiles
 from torch import Tensor
 
-BOUND, W4A8_BOUND = 1e-2, 2e-2
+BOUND, INT8_BOUND, FLOAT8_BOUND = 1e-2, 2e-2, 6e-2
 GROUPS = (32, 128)
 EPS, THETA = 1e-6, 1e7
 BF16, F32, I32 = torch.bfloat16, torch.float32, torch.int32

@@ -49,10 +49,15 @@ def test_int4_linear(
     assert relative_error(run(gpu, case, tuple(arguments), residual), expected) < 1e-2
 
 
-@pytest.mark.parametrize("config", [(16, 8), (32, 8), (32, 1), (128, 8), (128, 16)], ids=str)
+TILES = [(16, 8), (32, 8), (32, 1), (128, 8), (128, 16)]
+# Tiles that meet the same weights at a time; a block for each tile, or a persistent grid.
+ORDERS = [(16, 8, 2), (32, 8, 3), (128, 16, 1), (16, 8, 2, True), (128, 16, 1, True)]
+
+
+@pytest.mark.parametrize("config", [*TILES, *ORDERS], ids=str)
 @pytest.mark.parametrize("case", [cases.EMULATED[3], cases.EMULATED[6]], ids=str)
 def test_every_tile_computes_the_same(
-    gpu: Gpu, generator: torch.Generator, case: cases.PrefillCase, config: tuple[int, int]
+    gpu: Gpu, generator: torch.Generator, case: cases.PrefillCase, config: tuple[int, ...]
 ) -> None:
     m = gpu.module
     *arguments, matrix = cases.int4_arguments(case, generator)

@@ -8,10 +8,11 @@ import torch
 from cuda_sweep import (
     EPS,
     F32,
+    FLOAT8_BOUND,
     GROUPS,
     I32,
+    INT8_BOUND,
     THETA,
-    W4A8_BOUND,
     Int4,
     Out,
     State,
@@ -243,7 +244,7 @@ def _products(rows: Tensor, offsets: list[int], w: Int4) -> Tensor:
 @groups
 @pytest.mark.parametrize("matrix", ["gate_up", "down"])
 def test_experts(gpu: Gpu, group: int, matrix: str) -> None:
-    """Both of bfloat16 activations and of int8 ones, after the sort of the choices."""
+    """Of bfloat16 activations and of both kinds of 8 bits, after the sort of the choices."""
     sweep, m = Sweep(gpu, group), gpu.module
     model, gate_up = sweep.model, matrix == "gate_up"
     hidden, width = model.hidden, model.intermediate
@@ -286,9 +287,10 @@ def test_experts(gpu: Gpu, group: int, matrix: str) -> None:
                 (y,) = sweep.run(getattr(m, name), *inputs, output, shape, tokens)
                 sweep.compare(name, case, y, expected)
                 launcher = getattr(m, f"{name}_8bit")
-                kind = m.ExpertActivations.INT8
-                (y,) = sweep.run(launcher, kind, *inputs, output, scratch, shape, tokens)
-                sweep.compare(f"{name}_8bit", case, y, expected, W4A8_BOUND)
+                for activations, bound in (("INT8", INT8_BOUND), ("FLOAT8", FLOAT8_BOUND)):
+                    kind = getattr(m.ExpertActivations, activations)
+                    (y,) = sweep.run(launcher, kind, *inputs, output, scratch, shape, tokens)
+                    sweep.compare(f"{name}_8bit, {activations}", case, y, expected, bound)
         del w
     sweep.report()
 
