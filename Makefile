@@ -93,7 +93,7 @@ whole_gpu_tests := tests/runner/test_cuda_full.py tests/runner/test_cuda_faults.
 
 test-gpu: gpu $(VENV)/.test $(built) test-cpp
 	@$(BIN)/python tools/gpu.py
-	$(BIN)/python -m pytest -n 4 --dist worksteal -rs --no-fold-skipped -k 'not emulated' \
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -n 4 --dist worksteal -rs --no-fold-skipped -k 'not emulated' \
 	  $(filter-out $(whole_gpu_tests),$(wildcard tests/kernels/test_cuda_*.py tests/runner/test_cuda_*.py))
 	$(BIN)/python -m pytest -rs --no-fold-skipped -k 'not emulated and not architecture' $(whole_gpu_tests)
 

@@ -346,8 +346,10 @@ def main() -> None:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         text = results(arguments.program, plan, rows, peers)
         arguments.json.write_text(text + "\n", encoding="utf-8")
-    if any(row.failure for row in rows.values()) or any(peer.failure for peer in peers):
-        sys.exit(1)
+    failures = [row.failure for row in rows.values()] + [peer.failure for peer in peers]
+    failures = [failure for failure in failures if failure]
+    if failures:
+        sys.exit(f"{len(failures)} of the runs failed, the first because: {failures[0]}")
 
 
 if __name__ == "__main__":

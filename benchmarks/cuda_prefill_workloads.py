@@ -1,6 +1,7 @@
 """The kernels of a prefill chunk."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from cuda_bench import (
@@ -241,63 +242,53 @@ def prefill_workloads(b: Bench, tokens: int) -> Iterator[Workload]:
     down = [b.int4(D, INTERMEDIATE, EXPERTS) for _ in range(2)]
     act, chosen = b.empty(T * TOP_K, INTERMEDIATE), b.empty(T * TOP_K, D)
 
-    def moe_gate_up(i: int) -> None:
-        m.moe_gate_up_prefill(
-            x.data_ptr(),
-            order.data_ptr(),
-            offsets.data_ptr(),
-            gate_up[i % 2].struct,
-            act.data_ptr(),
-            moe_shape,
-            T,
-            stream(),
-        )
+    eight_bit_scratch = b.scratch(m.moe_8bit_scratch(moe_shape, T))
+    expert_operations = 2.0 * T * TOP_K * D * INTERMEDIATE
 
-    def check_gate_up() -> float:
-        moe_gate_up(0)
+    def gate_up_error() -> float:
         expert = EXPERTS // 2
         rows = order[offsets[expert] : offsets[expert + 1]].long() // TOP_K
         product = (x[rows].float() @ gate_up[0].dense(expert).T).unflatten(1, (-1, 2, 8))
         expected = (torch.nn.functional.silu(product[:, :, 0]) * product[:, :, 1]).flatten(1)
         return relative_error(act[offsets[expert] : offsets[expert + 1]], expected)
 
-    expert_operations = 2.0 * T * TOP_K * D * INTERMEDIATE
-    yield Workload(
-        "moe_gate_up",
-        moe_gate_up,
-        chosen_experts * gate_up[0].bytes + 2.0 * T * TOP_K * INTERMEDIATE,
-        2 * expert_operations,
-        LAYERS,
-        check_gate_up,
-    )
-
-    def moe_down(i: int) -> None:
-        m.moe_down_prefill(
-            act.data_ptr(),
-            order.data_ptr(),
-            offsets.data_ptr(),
-            down[i % 2].struct,
-            chosen.data_ptr(),
-            moe_shape,
-            T,
-            stream(),
-        )
-
-    def check_down() -> float:
-        moe_down(0)
+    def down_error() -> float:
         expert = EXPERTS // 3
         begin, end = int(offsets[expert]), int(offsets[expert + 1])
         expected = act[begin:end].float() @ down[0].dense(expert).T
         return relative_error(chosen[order[begin:end].long()], expected)
 
-    yield Workload(
-        "moe_down",
-        moe_down,
-        chosen_experts * down[0].bytes + 2.0 * T * TOP_K * D,
-        expert_operations,
-        LAYERS,
-        check_down,
-    )
+    def experts(name: str, kind: Any) -> Workload:
+        """`kind` of activations; the quantization is part of the call."""
+        source, matrices, target = (x, gate_up, act) if name == "gate_up" else (act, down, chosen)
+        operations = expert_operations * (2 if name == "gate_up" else 1)
+        error = gate_up_error if name == "gate_up" else down_error
+        bfloat16 = kind == m.ExpertActivations.BFLOAT16
+
+        def call(i: int) -> None:
+            pointers = (source.data_ptr(), order.data_ptr(), offsets.data_ptr())
+            arguments = (*pointers, matrices[i % 2].struct, target.data_ptr())
+            sizes = (moe_shape, T, stream())
+            if bfloat16:
+                getattr(m, f"moe_{name}_prefill")(*arguments, *sizes)
+            else:
+                getattr(m, f"moe_{name}_prefill_8bit")(kind, *arguments, eight_bit_scratch.data_ptr(), *sizes)
+
+        def check() -> float:
+            call(0)
+            return error()
+
+        label = f"moe_{name}" if bfloat16 else f"moe_{name}, {kind.name.lower()}"
+        moved = chosen_experts * matrices[0].bytes + 2.0 * target.numel()
+        return Workload(label, call, moved, operations, LAYERS if bfloat16 else 0, check)
+
+    for name in ("gate_up", "down"):
+        for kind in (
+            m.ExpertActivations.BFLOAT16,
+            m.ExpertActivations.INT8,
+            m.ExpertActivations.FLOAT8,
+        ):
+            yield experts(name, kind)
 
     shared_up, shared_act = b.int4(2 * INTERMEDIATE, D), b.empty(T, INTERMEDIATE)
 

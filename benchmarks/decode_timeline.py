@@ -13,18 +13,30 @@ JSON has the token of median length, which plot.py draws.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import re
 import statistics
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from kernel_timeline import (
+    Event,
+    Kernel,
+    Timed,
+    from_start,
+    function_name,
+    latest_end,
+    open_engine,
+    profiled,
+    steps_of,
+    union,
+    write_json,
+)
 
 FIRST = "embedding"  # of a token's kernels
 WARM_UP, TIMED = 16, 64  # tokens before the profiled ones
@@ -48,24 +60,6 @@ AFTER = {"delta_step": "delta_output", "attention": "attention_out"}
 
 
 @dataclass(frozen=True)
-class Event:
-    """A kernel that ran: its C++ name, start and end in us."""
-
-    name: str
-    start: float
-    end: float
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """One of a token's, in us since the token's start."""
-
-    kind: str
-    start: float
-    end: float
-
-
-@dataclass(frozen=True)
 class Kind:
     """All of a kind; means, in us."""
 
@@ -86,14 +80,6 @@ class Sums:
     idle_between: float  # from its last kernel's end to the next token's first
 
 
-def function_name(name: str) -> str:
-    """`decode` of `void qwen::cuda::(anonymous namespace)::decode<256, 8>(Arguments)`."""
-    name = name.replace("(anonymous namespace)", "anonymous")
-    while (shorter := re.sub(r"<[^<>]*>", "", name)) != name:
-        name = shorter
-    return name.split("(")[0].strip().split(" ")[-1].split("::")[-1]
-
-
 def kinds_of(names: Iterable[str]) -> list[str]:
     """The kinds of kernels that ran one after the other; of one unknown, its function's name."""
     functions = [function_name(name) for name in names]
@@ -111,10 +97,10 @@ def kinds_of(names: Iterable[str]) -> list[str]:
     return [kind or "product" for kind in kinds]
 
 
-def split_tokens(events: Sequence[Event]) -> list[list[tuple[str, Event]]]:
+def split_tokens(events: Sequence[Event]) -> list[list[Timed]]:
     """The tokens' kernels with their kinds; what comes before the first token is left out."""
     ordered = sorted(events, key=lambda event: event.start)
-    tokens: list[list[tuple[str, Event]]] = []
+    tokens: list[list[Timed]] = []
     for kind, event in zip(kinds_of(event.name for event in ordered), ordered, strict=True):
         if kind == FIRST:
             tokens.append([])
@@ -123,7 +109,7 @@ def split_tokens(events: Sequence[Event]) -> list[list[tuple[str, Event]]]:
     return tokens
 
 
-def whole(tokens: list[list[tuple[str, Event]]]) -> list[int]:
+def whole(tokens: list[list[Timed]]) -> list[int]:
     """Which tokens have as many kernels as most, and a successor that does: those to measure."""
     if not tokens:
         return []
@@ -131,29 +117,7 @@ def whole(tokens: list[list[tuple[str, Event]]]) -> list[int]:
     return [i for i in range(len(tokens) - 1) if len(tokens[i]) == usual == len(tokens[i + 1])]
 
 
-def latest_end(token: list[tuple[str, Event]]) -> float:
-    return max(event.end for _, event in token)
-
-
-def steps_of(token: list[tuple[str, Event]], before: float) -> list[tuple[str, float, float, float]]:
-    """(kind, duration, gap, added) of each kernel; `before` is when the previous token ended."""
-    steps, latest, previous = [], before, before
-    for kind, event in token:
-        steps.append((kind, event.end - event.start, event.start - previous, max(0.0, event.end - latest)))
-        previous, latest = event.end, max(latest, event.end)
-    return steps
-
-
-def union(token: list[tuple[str, Event]]) -> float:
-    """How long at least one of the kernels runs."""
-    total, latest = 0.0, float("-inf")
-    for _, event in token:
-        total += max(0.0, event.end - max(event.start, latest))
-        latest = max(latest, event.end)
-    return total
-
-
-def measure_kinds(tokens: list[list[tuple[str, Event]]], measured: list[int]) -> list[Kind]:
+def measure_kinds(tokens: list[list[Timed]], measured: list[int]) -> list[Kind]:
     """In the order of a token; a token's first kernel starts after the idle time, which `Sums` has."""
     steps: dict[str, list[tuple[float, float, float]]] = {}
     for i in measured:
@@ -166,7 +130,7 @@ def measure_kinds(tokens: list[list[tuple[str, Event]]], measured: list[int]) ->
     return kinds
 
 
-def measure_sums(tokens: list[list[tuple[str, Event]]], measured: list[int]) -> Sums:
+def measure_sums(tokens: list[list[Timed]], measured: list[int]) -> Sums:
     lengths, busy, inside, between = [], [], [], []
     for i in measured:
         start, end, following = tokens[i][0][1].start, latest_end(tokens[i]), tokens[i + 1][0][1].start
@@ -177,15 +141,11 @@ def measure_sums(tokens: list[list[tuple[str, Event]]], measured: list[int]) -> 
     return Sums(*(statistics.mean(column) for column in (lengths, busy, inside, between)))
 
 
-def median_token(tokens: list[list[tuple[str, Event]]], measured: list[int]) -> list[Kernel]:
+def median_token(tokens: list[list[Timed]], measured: list[int]) -> list[Kernel]:
     def length(i: int) -> float:
         return latest_end(tokens[i]) - tokens[i][0][1].start
 
-    token = tokens[sorted(measured, key=length)[len(measured) // 2]]
-    origin = token[0][1].start
-    return [
-        Kernel(kind, round(event.start - origin, 3), round(event.end - origin, 3)) for kind, event in token
-    ]
+    return from_start(tokens[sorted(measured, key=length)[len(measured) // 2]])
 
 
 def report(kinds: list[Kind], sums: Sums, unprofiled: float, tokens: int) -> str:
@@ -212,15 +172,6 @@ def report(kinds: list[Kind], sums: Sums, unprofiled: float, tokens: int) -> str
     return "\n".join(lines)
 
 
-def kernel_events(trace: dict[str, Any]) -> list[Event]:
-    """Of a trace in Chrome's format, as torch.profiler writes it."""
-    return [
-        Event(event["name"], float(event["ts"]), float(event["ts"]) + float(event["dur"]))
-        for event in trace.get("traceEvents", ())
-        if event.get("cat") == "kernel" and "ts" in event and "dur" in event
-    ]
-
-
 def decode(engine: Any, session: Any, token: int, count: int) -> int:
     """So many steps as an answer takes them: all but the last run ahead."""
     for i in range(count):
@@ -239,24 +190,7 @@ class Profile:
 
 def profile(program: Path, context: int, tokens: int) -> Profile:
     """Kernels of so many steps around `context`, or as near to it as the program's length lets them be."""
-    import torch
-    from torch.profiler import ProfilerActivity
-
-    if not torch.cuda.is_available():
-        sys.exit("no GPU: PyTorch finds none, and a timeline needs one")
-    # Before the graph exists, so that CUPTI knows of the graph's kernels from their beginning.
-    try:
-        with torch.profiler.profile(activities=[ProfilerActivity.CUDA]):
-            torch.zeros(1, device="cuda")
-            torch.cuda.synchronize()
-    except (AssertionError, RuntimeError) as error:
-        sys.exit(f"PyTorch's profiler does not start here: {error}")
-
-    from qwen_runner import _core
-
-    engine = _core.Engine(str(program))
-    if engine.device != "cuda" or engine.gpu is None:
-        sys.exit(f"{program} is a program for {engine.device}: a timeline needs one for cuda")
+    engine = open_engine(program)
     before, after = WARM_UP + TIMED + tokens // 2, tokens - tokens // 2
     length = max(1, min(context, engine.max_seq_len - after) - before)
     if length + before + after > engine.max_seq_len:
@@ -269,15 +203,9 @@ def profile(program: Path, context: int, tokens: int) -> Profile:
     began = time.perf_counter()
     token = decode(engine, session, token, TIMED)
     unprofiled = (time.perf_counter() - began) / TIMED * 1e6
-    with torch.profiler.profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        decode(engine, session, token, tokens)
-        torch.cuda.synchronize()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(path))
-        trace = json.loads(path.read_text(encoding="utf-8"))
+    events = profiled(lambda: decode(engine, session, token, tokens))
     gpu = engine.gpu
-    return Profile(kernel_events(trace), unprofiled, length + before, gpu["name"], gpu["graph_nodes"])
+    return Profile(events, unprofiled, length + before, gpu["name"], gpu["graph_nodes"])
 
 
 def main() -> None:
@@ -295,8 +223,6 @@ def main() -> None:
     if arguments.tokens < 4:
         sys.exit(f"--tokens {arguments.tokens}: at least 4, the first and the last are not whole")
     found = profile(arguments.program, arguments.context, arguments.tokens)
-    if not found.events:
-        sys.exit("the profiler saw no kernels: CUPTI does not work here, or another profiler has the GPU")
     tokens = split_tokens(found.events)
     measured = whole(tokens)[1:]  # the host was not yet a step ahead at the first
     if not measured:
@@ -319,8 +245,7 @@ def main() -> None:
             "kinds": [asdict(kind) for kind in kinds],
             "token": [asdict(kernel) for kernel in median_token(tokens, measured)],
         }
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(timeline, indent=1) + "\n", encoding="utf-8")
+        write_json(arguments.json, timeline)
 
 
 if __name__ == "__main__":

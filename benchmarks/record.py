@@ -3,10 +3,11 @@
     python benchmarks/record.py [--program DIR] [--only kernels|model] [--peers DIR] [OPTION ...]
 
 The kernels are the CUDA ones where there is a GPU, else the CPU's. A program for cuda is measured at many
-lengths, beside the peers' scripts in --peers, and its decode step kernel by kernel; another by one
-`qwen_runner bench`, which OPTIONs are for. The section says what everything ran on and which commands they
-were; nothing is added when one of them fails, as the kernels' do when a result is wrong. On a GPU the plots
-in benchmarks/figures/ of what was measured are drawn anew.
+lengths, beside the peers' scripts in --peers, and its decode step and its prefill kernel by kernel; another
+by one `qwen_runner bench`, which OPTIONs are for. The section says what everything ran on and which commands
+they were. Of a command that fails, as the kernels' does when a result is wrong, it has what was printed and
+why it failed, and the status is 1; nothing is added where no command printed anything. On a GPU the plots in
+benchmarks/figures/ of what was measured are drawn anew.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -33,7 +36,7 @@ ROOT = HERE.parent
 MEBIBYTE = 1 << 20
 # What the scripts write for plot.py.
 MEASURED = ROOT / "build" / "bench"
-FILES = ("kernels.json", "timeline.json", "model.json")
+FILES = ("kernels.json", "timeline.json", "prefill.json", "model.json")
 
 
 def output_of(*command: str) -> str:
@@ -74,62 +77,95 @@ def conditions() -> str:
     return ", ".join(parts) + "."
 
 
-def run(command: list[str]) -> str:
-    """What `command` prints, shown as it comes; ends this process if it fails."""
-    print("$ " + shlex.join(command), flush=True)
-    lines = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            lines.append(line)
-    if process.returncode != 0:
-        sys.exit(f"{shlex.join(command)} failed: nothing was recorded")
-    return "".join(lines)
-
-
 def shown(command: list[str]) -> str:
     """A command as someone at the repository's root would type it."""
     program = "python" if command[0] == sys.executable else Path(command[0]).name
     return shlex.join([program, *(word.removeprefix(f"{ROOT}/") for word in command[1:])])
 
 
-def kernels() -> str:
-    """The part of the section that is about kernels."""
-    cuda = torch.cuda.is_available() and importlib.util.find_spec("qwen_runner._cuda_kernels") is not None
-    if not cuda:
-        command = [sys.executable, str(HERE / "cpu_kernels.py")]
-        return f"`{shown(command)}`:\n\n```\n{run(command)}```\n"
-    command = [sys.executable, str(HERE / "cuda_kernels.py")]
-    return f"`{shown(command)}`:\n\n```\n{run([*command, '--json', str(MEASURED / 'kernels.json')])}```\n"
+@dataclass(frozen=True)
+class Output:
+    """What a command printed."""
+
+    command: list[str]
+    text: str
+    failure: str = ""  # why it failed, if it did
+
+    def block(self) -> str:
+        """A part of the section, the text as it is."""
+        return f"`{shown(self.command)}`:\n\n```\n{self.text}```\n" if self.text else ""
 
 
-def model(program: Path, options: list[str], peers: list[str]) -> str:
-    """The part of the section that is about a program."""
+def run(command: list[str]) -> Output:
+    """Shows what `command` prints as it comes."""
+
+    def forward(source: IO[str], target: IO[str], lines: list[str]) -> None:
+        for line in source:
+            print(line, end="", file=target, flush=True)
+            lines.append(line)
+
+    print("$ " + shlex.join(command), flush=True)
+    text: list[str] = []
+    errors: list[str] = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        reader = threading.Thread(target=forward, args=(process.stderr, sys.stderr, errors))
+        reader.start()
+        forward(process.stdout, sys.stdout, text)
+        reader.join()
+    said = [line.strip() for line in errors if line.strip()] or ["it said nothing"]
+    failure = f"status {process.returncode}, {said[-1]}" if process.returncode else ""
+    return Output(command, "".join(text), failure)
+
+
+def find_binary() -> str:
     beside = Path(sys.executable).parent / "qwen_runner"
     binary = str(beside) if beside.exists() else shutil.which("qwen_runner")
     if binary is None:
         sys.exit("qwen_runner is not installed: make run, or pip install .")
-    manifest = json.loads((program / "manifest.json").read_text(encoding="utf-8"))
-    parts = []
-    if manifest["target"]["device"] == "cuda":
-        command = [sys.executable, str(HERE / "cuda_model.py"), str(program), *peers]
-        text = run([*command, "--json", str(MEASURED / "model.json")])
-        parts.append(f"`{shown(command)}`: {text}")
-        command = [sys.executable, str(HERE / "decode_timeline.py"), str(program)]
-        text = run([*command, "--json", str(MEASURED / "timeline.json")])
-        parts.append(f"`{shown(command)}`:\n\n```\n{text}```\n")
+    return binary
+
+
+def measured_by(script: str, *arguments: str, json_file: str = "") -> Output:
+    """Of one of the scripts beside this one; where it writes its measurements is not part of the section."""
+    command = [sys.executable, str(HERE / script), *arguments]
+    output = run([*command, "--json", str(MEASURED / json_file)] if json_file else command)
+    return replace(output, command=command)
+
+
+def kernels() -> Output:
+    cuda = torch.cuda.is_available() and importlib.util.find_spec("qwen_runner._cuda_kernels") is not None
+    return measured_by("cuda_kernels.py", json_file="kernels.json") if cuda else measured_by("cpu_kernels.py")
+
+
+def cuda_model(program: Path, peers: list[str]) -> list[tuple[Output, str]]:
+    """What was run, and its part of the section."""
+    times = measured_by("cuda_model.py", str(program), *peers, json_file="model.json")
+    parts = [(times, f"`{shown(times.command)}`: {times.text}")]
+    for script, json_file in (
+        ("decode_timeline.py", "timeline.json"),
+        ("prefill_timeline.py", "prefill.json"),
+    ):
+        timeline = measured_by(script, str(program), json_file=json_file)
+        parts.append((timeline, timeline.block()))
+    return parts
+
+
+def model(program: Path, device: str, options: list[str], peers: list[str]) -> list[tuple[Output, str]]:
+    """What was run, and its part of the section."""
+    parts = cuda_model(program, peers) if device == "cuda" else []
     if options or not parts:
-        command = [binary, "bench", str(program), *options]
-        parts.append(f"`{shown(command)}`{model_table(json.loads(run([*command, '--json'])))}")
-    return "\n".join(parts)
+        command = [find_binary(), "bench", str(program), *options]
+        output = replace(run([*command, "--json"]), command=command)
+        text = f"`{shown(command)}`{model_table(json.loads(output.text))}" if not output.failure else ""
+        parts.append((output, text))
+    return parts
 
 
-def draw() -> None:
+def draw() -> list[Output]:
     """Of what was measured now: what is not drawn anew stays."""
     files = [str(file) for name in FILES if (file := MEASURED / name).exists()]
-    if files:
-        run([sys.executable, str(HERE / "plot.py"), *files])
+    return [run([sys.executable, str(HERE / "plot.py"), *files])] if files else []
 
 
 def model_table(report: dict[str, Any]) -> str:
@@ -185,24 +221,38 @@ def main() -> None:
         "--results", type=Path, default=HERE / "RESULTS.md", help="file to add the section to"
     )
     arguments, options = parser.parse_known_args()
+    device = ""
+    if arguments.only != "kernels":  # what is missing is said before anything is measured
+        find_binary()
+        manifest = json.loads((arguments.program / "manifest.json").read_text(encoding="utf-8"))
+        device = manifest["target"]["device"]
     machine = conditions()
     MEASURED.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         (MEASURED / name).unlink(missing_ok=True)
     peers = ["--peers", str(arguments.peers)] if arguments.peers else []
-    parts = []
+    parts: list[tuple[Output, str]] = []
     if arguments.only != "model":
-        parts.append(kernels())
+        output = kernels()
+        parts.append((output, output.block()))
     if arguments.only != "kernels":
-        parts.append(model(arguments.program, options, peers))
-    draw()
+        parts += model(arguments.program, device, options, peers)
+    outputs = [output for output, _ in parts] + draw()
+    failures = [f"`{shown(output.command)}`: {output.failure}" for output in outputs if output.failure]
+    if not any(output.text for output, _ in parts):
+        sys.exit(f"nothing was recorded; failed: {'; '.join(failures)}")
     what = {"kernels": "kernels", "model": arguments.program.name}.get(
         arguments.only, f"kernels and {arguments.program.name}"
     )
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "the CPU"
     title = f"## {datetime.now(UTC):%Y-%m-%d %H:%M} UTC: {what}, {where}"
-    insert(arguments.results, "\n".join([title, "", machine, "", "\n".join(parts)]))
+    head = [title, "", machine, ""]
+    if failures:
+        head += [f"Failed: {'; '.join(failures)}.", ""]
+    insert(arguments.results, "\n".join([*head, "\n".join(text for _, text in parts if text)]))
     print(f"added to {arguments.results}: {title.removeprefix('## ')}")
+    if failures:
+        sys.exit(f"failed: {'; '.join(failures)}")
 
 
 if __name__ == "__main__":

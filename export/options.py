@@ -14,7 +14,7 @@ from .quantize import GROUP_SIZES, QuantizationConfig, check_quantizable
 NO_SOURCE = "give the folder of a checkpoint or of a program, or else --random NAME"
 
 # By target: what they are unless said otherwise.
-_CHUNKS = {"cpu": 256, "cuda": 2048}
+_CHUNKS = {"cpu": 256, "cuda": 8192}
 _DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
 
 
@@ -48,7 +48,7 @@ class ExportOptions:
         None, "positions a session holds; default 4096, or the model's own limit"
     )
     chunk: int | None = _option(
-        None, "most tokens of one prefill call; default 256, for cuda 2048, or max_seq_len"
+        None, "most tokens of one prefill call; default 256, for cuda 8192, or max_seq_len"
     )
     slots: int = _option(4, "sessions that a program holds at a time")
     batch: int | None = _option(

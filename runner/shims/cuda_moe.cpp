@@ -57,8 +57,7 @@ void prefill(const Experts& moe, bf16* y) {
   QWEN_LAUNCH(rms_norm, moe.x, moe.norm, normed, tokens, shape.hidden);
   QWEN_LAUNCH(router_logits_prefill, normed, moe.router, moe.shared_gate, logits, shared_logit, tokens,
               shape.hidden, shape.experts);
-  QWEN_LAUNCH(router_prefill, logits, ids, weights, shape, tokens);
-  QWEN_LAUNCH(moe_sort, ids, order, offsets, scratch, shape, tokens);
+  QWEN_LAUNCH(moe_route, logits, ids, weights, order, offsets, scratch, shape, tokens);
   if (is_8bit) {
     QWEN_LAUNCH(moe_gate_up_prefill_8bit, kind, normed, order, offsets, moe.gate_up, act, scratch, shape,
                 tokens);

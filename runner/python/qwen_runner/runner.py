@@ -32,8 +32,8 @@ def generate(
 ) -> Generation:
     """Answers one prompt. `program` is an exported program's folder, loaded for this call, or a `Runner`.
 
-    Options and errors are those of `Runner.generate`; `cuda_graph` and `expert_activations` are `Runner`'s, not
-    for one that is loaded.
+    Options and errors are those of `Runner.generate`; `cuda_graph` and `expert_activations` are `Runner`'s,
+    not for one that is loaded.
     """
     if isinstance(program, Runner):
         for name, value in (("cuda_graph", cuda_graph), ("expert_activations", expert_activations)):
@@ -51,9 +51,9 @@ class Runner:
     turns, a token at a time; `generate_batch` computes several in one step.
 
     On a GPU, decoding is replayed from a CUDA graph unless `cuda_graph` is False, which is slower and gives
-    the same tokens. `expert_activations` is what prefill there rounds the routed experts' inputs to: "bfloat16",
-    unless it is "int8" or "float8", which are faster and less exact. `cuda_graph=True` and another type than
-    bfloat16 warn on a cpu program, where they do nothing.
+    the same tokens. `expert_activations` is what prefill there rounds the routed experts' inputs to:
+    "bfloat16", unless it is "int8" or "float8", which are faster and less exact. `cuda_graph=True` and
+    another type than bfloat16 warn on a cpu program, where they do nothing.
 
     Raises FileNotFoundError where the folder or a file is missing, RuntimeError where the program is damaged
     or made for another target, MemoryError, OSError.
@@ -70,7 +70,10 @@ class Runner:
         activations = expert_activations or "bfloat16"
         self._engine: _core.Engine | None = _core.Engine(str(self._path), cuda_graph, activations)
         if self._engine.device == "cpu":
-            for name, given in (("cuda_graph", cuda_graph), ("expert_activations", activations != "bfloat16")):
+            for name, given in (
+                ("cuda_graph", cuda_graph),
+                ("expert_activations", activations != "bfloat16"),
+            ):
                 if given:
                     warnings.warn(f"{name} has no effect on a cpu program", RuntimeWarning, stacklevel=2)
         self._lock = threading.Lock()
