@@ -167,18 +167,6 @@ __device__ __forceinline__ void warpgroup_mma(float (&c)[32][4], const uint32_t 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kColumns ? 1 : 0));
 }
 
-// The same with a in shared memory, 64 rows as b's; c is overwritten where accumulate is false.
-__device__ __forceinline__ void warpgroup_mma(float (&c)[8][4], uint64_t a, uint64_t b, bool accumulate) {
-  asm volatile(
-      "{\n.reg .pred accumulate;\nsetp.ne.u32 accumulate, %34, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "%32, %33, accumulate, 1, 1, 0, 0;\n}"
-      : QWEN_SUMS_8(0)
-      : "l"(a), "l"(b), "r"(static_cast<uint32_t>(accumulate)));
-}
-
 #undef QWEN_SUMS_16
 #undef QWEN_SUMS_8
 #undef QWEN_SUMS_4
