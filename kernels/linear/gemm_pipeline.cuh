@@ -96,7 +96,6 @@ __device__ __forceinline__ void copy_tiles(const Arguments& g, const Ring<T>& ri
 
   Stage<T> stage;
   bool waited = kRows != Rows::kDense;
-  if (waited) wait_for_previous_kernel();
   for (int index = static_cast<int>(blockIdx.x);; index += static_cast<int>(gridDim.x)) {
     int feature_block;
     const TokenTile tile = next_tile<T, kRows>(g, index, feature_block);
@@ -285,6 +284,8 @@ __device__ __forceinline__ void multiply_pipelined(const Arguments& g, unsigned 
   using P = Pipeline<T>;
   const Ring<T> ring(shared);
   ring.init();
+  // The second of the experts' products may read the routing before it waits: see cuda/launch.h.
+  if constexpr (kRows != Rows::kDense) wait_for_previous_kernel();
   let_next_kernel_start();
   if (threadIdx.x >= T::kThreads) {
     leave_registers<P::kCopyRegisters>();
